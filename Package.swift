@@ -1,0 +1,106 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// The map. Who may import what is decided here, and `ArchitectureTests` reads every `import` line against it.
+// `Documentation/decisions/0001-the-map.md` says why each target exists.
+
+let vocabulary: [Target.Dependency] = ["GuestMemory", "GuestTime", "ComponentState"]
+
+/// Strict everywhere: Swift 6 mode, and each use of unsafe memory is marked, so that `grep unsafe` is the audit.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6), .strictMemorySafety(), .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+]
+
+/// The interpreter's engine is raw memory throughout; there the marks would hide more than they show.
+/// The two LLVM flags let the dispatch be copied to the end of each op (see `Documentation/interpreter.md`).
+let engine: [SwiftSetting] = [
+    .swiftLanguageMode(.v6), .enableUpcomingFeature("InternalImportsByDefault"),
+    .unsafeFlags(
+        ["-Xllvm", "-tail-dup-pred-size=10000", "-Xllvm", "-tail-dup-succ-size=10000"], .when(configuration: .release)),
+]
+
+func library(
+    _ name: String, _ dependencies: [Target.Dependency] = [], exclude: [String] = [], settings: [SwiftSetting] = strict
+) -> Target {
+    .target(name: name, dependencies: dependencies, exclude: exclude, swiftSettings: settings)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency], resources: [Resource] = []) -> Target {
+    .testTarget(name: name, dependencies: dependencies, resources: resources, swiftSettings: [.swiftLanguageMode(.v6)])
+}
+
+let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+
+let package = Package(
+    name: "sidestep",
+    products: [
+        .executable(name: "sidestep", targets: ["sidestep"])
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    ],
+    targets: [
+        // The system below.
+        .target(name: "CLinuxShims"),
+        library("LinuxCalls", ["CLinuxShims", system]),
+
+        // The vocabulary that both halves share.
+        library("GuestMemory", ["LinuxCalls"]),
+        library("GuestTime"),
+        library("ComponentState"),
+
+        // What runs.
+        library("DeviceModel", vocabulary),
+        library("PlatformDevices", vocabulary + ["DeviceModel"]),
+        library("VirtioDevices", vocabulary + ["DeviceModel"]),
+        library("HostBackends", ["DeviceModel", "LinuxCalls"]),
+        library("ProcessorModel", vocabulary),
+        library("RISCVProcessor", vocabulary + ["ProcessorModel"], settings: engine),
+        library(
+            "Machine",
+            vocabulary + [
+                "DeviceModel", "PlatformDevices", "VirtioDevices", "HostBackends", "ProcessorModel", "RISCVProcessor",
+                "LinuxCalls",
+            ]),
+
+        // What moves it.
+        library("MigrationStream", ["ComponentState"]),
+        library("MigrationEngine", vocabulary + ["MigrationStream"]),
+        library("MigrationChannels", vocabulary + ["MigrationEngine", "MigrationStream", "LinuxCalls"]),
+        library("QMPProtocol"),
+
+        // Where the halves meet.
+        library(
+            "Supervisor",
+            vocabulary + [
+                "LinuxCalls", "DeviceModel", "HostBackends", "ProcessorModel", "Machine", "MigrationStream",
+                "MigrationEngine", "MigrationChannels", "QMPProtocol", logging,
+            ]),
+        .executableTarget(
+            name: "sidestep", dependencies: ["Supervisor", "QMPProtocol", "MigrationStream", arguments],
+            swiftSettings: strict),
+
+        // Tests.
+        library("MigrationTestKit", vocabulary + ["MigrationEngine", "MigrationStream"]),
+        tests("ArchitectureTests", []),
+        tests("LinuxCallsTests", ["LinuxCalls"]),
+        tests("GuestMemoryTests", ["GuestMemory"]),
+        tests("PlatformDevicesTests", ["PlatformDevices"]),
+        tests("VirtioDevicesTests", ["VirtioDevices", "HostBackends"]),
+        tests("RISCVProcessorTests", ["RISCVProcessor"]),
+        tests("MachineTests", ["Machine"]),
+        tests("MigrationStreamTests", ["MigrationStream"], resources: [.copy("Corpus")]),
+        tests("MigrationEngineTests", ["MigrationEngine", "MigrationChannels", "MigrationTestKit"]),
+        tests("QMPProtocolTests", ["QMPProtocol"]),
+        tests("SupervisorTests", ["Supervisor"]),
+        // Whole processes: the built tool, real guests, real peers.
+        tests("MachineRunTests", ["LinuxCalls"]),
+        tests("HandoverTests", ["LinuxCalls"]),
+        tests("InteroperabilityTests", ["LinuxCalls", "MigrationStream"]),
+    ]
+)

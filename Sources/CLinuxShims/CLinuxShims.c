@@ -1,0 +1,164 @@
+#define _GNU_SOURCE
+#include "CLinuxShims.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+ssize_t shim_send_with_descriptors(int socket, const void *bytes, size_t byteCount, const int *descriptors,
+                                   size_t descriptorCount, int flags) {
+    if (descriptorCount > SHIM_DESCRIPTORS_MAX) {
+        errno = EINVAL;
+        return -1;
+    }
+    struct iovec piece = {.iov_base = (void *)bytes, .iov_len = byteCount};
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int) * SHIM_DESCRIPTORS_MAX)];
+    } control;
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
+    if (descriptorCount > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.room;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * descriptorCount);
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int) * descriptorCount);
+        memcpy(CMSG_DATA(header), descriptors, sizeof(int) * descriptorCount);
+    }
+    return sendmsg(socket, &message, flags | MSG_NOSIGNAL);
+}
+
+ssize_t shim_receive_with_descriptors(int socket, const struct iovec *pieces, size_t pieceCount, int *descriptors,
+                                      size_t *descriptorCount, int *truncated, int flags) {
+    size_t room = *descriptorCount;
+    if (room > SHIM_DESCRIPTORS_MAX) room = SHIM_DESCRIPTORS_MAX;
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int) * SHIM_DESCRIPTORS_MAX)];
+    } control;
+    struct msghdr message = {.msg_iov = (struct iovec *)pieces, .msg_iovlen = pieceCount};
+    if (room > 0) {
+        message.msg_control = control.room;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * room);
+    }
+    *descriptorCount = 0;
+    *truncated = 0;
+    ssize_t received = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
+    if (received < 0) return received;
+    if (message.msg_flags & MSG_CTRUNC) *truncated = 1;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        size_t arrived = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < arrived; i++) {
+            int descriptor;
+            memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof descriptor);
+            if (*descriptorCount < room) {
+                descriptors[(*descriptorCount)++] = descriptor;
+            } else {  // CMSG_SPACE is rounded up, so one more than asked for may fit
+                close(descriptor);
+                *truncated = 1;
+            }
+        }
+    }
+    return received;
+}
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+_Static_assert(MFD_CLOEXEC == 1 && MFD_ALLOW_SEALING == 2 && MFD_HUGETLB == 4, "memfd flags");
+_Static_assert(F_ADD_SEALS == 1033 && F_GET_SEALS == 1034, "seal commands");
+_Static_assert(F_SEAL_SEAL == 1 && F_SEAL_SHRINK == 2 && F_SEAL_GROW == 4 && F_SEAL_WRITE == 8, "seals");
+_Static_assert(F_OFD_GETLK == 36 && F_OFD_SETLK == 37, "open file description locks");
+_Static_assert(F_SETPIPE_SZ == 1031 && F_GETPIPE_SZ == 1032, "pipe size");
+_Static_assert(SPLICE_F_MOVE == 1 && SPLICE_F_NONBLOCK == 2 && SPLICE_F_MORE == 4 && SPLICE_F_GIFT == 8, "splice");
+_Static_assert(MADV_POPULATE_READ == 22 && MADV_POPULATE_WRITE == 23, "madvise");
+_Static_assert(FALLOC_FL_KEEP_SIZE == 1 && FALLOC_FL_PUNCH_HOLE == 2 && FALLOC_FL_ZERO_RANGE == 16, "fallocate");
+
+int shim_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
+
+int shim_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }
+
+int shim_fallocate(int descriptor, int mode, long long offset, long long byteCount) {
+    return fallocate(descriptor, mode, offset, byteCount);
+}
+
+int shim_memfd_create(const char *name, unsigned int flags) { return memfd_create(name, flags); }
+
+ssize_t shim_vmsplice(int pipe, const struct iovec *pieces, size_t pieceCount, unsigned int flags) {
+    return vmsplice(pipe, pieces, pieceCount, flags);
+}
+
+int shim_pidfd_open(int process) { return (int)syscall(SYS_pidfd_open, process, 0); }
+
+int shim_pidfd_send_signal(int pidfd, int signal) {
+    return (int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0);
+}
+
+int shim_pidfd_getfd(int pidfd, int descriptor) { return (int)syscall(SYS_pidfd_getfd, pidfd, descriptor, 0); }
+
+int shim_userfaultfd(int flags) { return (int)syscall(SYS_userfaultfd, flags); }
+
+int shim_close_range(unsigned int first, unsigned int last, unsigned int flags) {
+    return (int)syscall(SYS_close_range, first, last, flags);
+}
+
+long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout) {
+    return syscall(SYS_futex, word, operation, value, timeout, NULL, 0);
+}
+
+int shim_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+int shim_fcntl_int(int descriptor, int command, int argument) { return fcntl(descriptor, command, argument); }
+
+int shim_fcntl_lock(int descriptor, int command, struct flock *lock) { return fcntl(descriptor, command, lock); }
+
+int shim_ioctl_pointer(int descriptor, unsigned long request, void *argument) {
+    return ioctl(descriptor, request, argument);
+}
+
+int shim_ioctl_int(int descriptor, unsigned long request, unsigned long argument) {
+    return ioctl(descriptor, request, argument);
+}
+
+static void do_nothing(int signal) { (void)signal; }
+
+int shim_install_interrupting_signal(int signal) {
+    struct sigaction action = {.sa_handler = do_nothing};
+    sigemptyset(&action.sa_mask);
+    return sigaction(signal, &action, NULL);
+}
+
+int shim_interrupt_thread(pthread_t thread, int signal) { return pthread_kill(thread, signal); }
+
+int shim_peer_credentials(int socket, int *process, unsigned int *user, unsigned int *group) {
+    struct ucred credentials;
+    socklen_t size = sizeof credentials;
+    if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) return -1;
+    *process = credentials.pid;
+    *user = credentials.uid;
+    *group = credentials.gid;
+    return 0;
+}
+
+unsigned long shim_tunsetiff(void) { return TUNSETIFF; }
+unsigned long shim_tungetiff(void) { return TUNGETIFF; }
+unsigned long shim_tunsetoffload(void) { return TUNSETOFFLOAD; }
+unsigned long shim_tunsetvnethdrsz(void) { return TUNSETVNETHDRSZ; }
+unsigned long shim_uffdio_api(void) { return UFFDIO_API; }
+unsigned long shim_uffdio_register(void) { return UFFDIO_REGISTER; }
+unsigned long shim_uffdio_unregister(void) { return UFFDIO_UNREGISTER; }
+unsigned long shim_uffdio_copy(void) { return UFFDIO_COPY; }
+unsigned long shim_uffdio_zeropage(void) { return UFFDIO_ZEROPAGE; }
+unsigned long shim_uffdio_continue(void) { return UFFDIO_CONTINUE; }
+unsigned long shim_uffdio_wake(void) { return UFFDIO_WAKE; }

@@ -1,0 +1,84 @@
+// What Swift cannot import: macros with arguments, variadic functions, and system calls without a wrapper.
+// Nothing here decides anything; each function is one call and returns what the kernel returned.
+#ifndef C_LINUX_SHIMS_H
+#define C_LINUX_SHIMS_H
+
+// Only headers that look the same with and without _GNU_SOURCE: Swift reads them beside its own Glibc module.
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+
+/// Most descriptors one message may carry here (the kernel's own limit is 253).
+#define SHIM_DESCRIPTORS_MAX 64
+
+/// sendmsg(2) with `descriptorCount` descriptors attached (0 attaches nothing). MSG_NOSIGNAL is always set.
+ssize_t shim_send_with_descriptors(int socket, const void *bytes, size_t byteCount, const int *descriptors,
+                                   size_t descriptorCount, int flags);
+
+/// recvmsg(2) with room for `*descriptorCount` descriptors (at most SHIM_DESCRIPTORS_MAX); on return `*descriptorCount` is how many
+/// arrived, all close-on-exec. `*truncated` is 1 if the kernel had to drop ancillary data (MSG_CTRUNC).
+ssize_t shim_receive_with_descriptors(int socket, const struct iovec *pieces, size_t pieceCount, int *descriptors,
+                                      size_t *descriptorCount, int *truncated, int flags);
+
+// Constants that Glibc shows only to _GNU_SOURCE; the values are the kernel's ABI (checked in CLinuxShims.c).
+static const unsigned int SHIM_MFD_CLOEXEC = 1, SHIM_MFD_ALLOW_SEALING = 2, SHIM_MFD_HUGETLB = 4;
+static const int SHIM_F_ADD_SEALS = 1033, SHIM_F_GET_SEALS = 1034;
+static const int SHIM_F_SEAL_SEAL = 1, SHIM_F_SEAL_SHRINK = 2, SHIM_F_SEAL_GROW = 4, SHIM_F_SEAL_WRITE = 8;
+static const int SHIM_F_OFD_GETLK = 36, SHIM_F_OFD_SETLK = 37;
+static const int SHIM_F_SETPIPE_SZ = 1031, SHIM_F_GETPIPE_SZ = 1032;
+static const unsigned int SHIM_SPLICE_F_MOVE = 1, SHIM_SPLICE_F_NONBLOCK = 2, SHIM_SPLICE_F_MORE = 4, SHIM_SPLICE_F_GIFT = 8;
+static const int SHIM_MADV_POPULATE_READ = 22, SHIM_MADV_POPULATE_WRITE = 23;
+static const int SHIM_FALLOC_FL_KEEP_SIZE = 1, SHIM_FALLOC_FL_PUNCH_HOLE = 2, SHIM_FALLOC_FL_ZERO_RANGE = 16;
+
+int shim_eventfd(void);
+int shim_pipe(int ends[2]);
+int shim_fallocate(int descriptor, int mode, long long offset, long long byteCount);
+int shim_memfd_create(const char *name, unsigned int flags);
+ssize_t shim_vmsplice(int pipe, const struct iovec *pieces, size_t pieceCount, unsigned int flags);
+int shim_pidfd_open(int process);
+int shim_pidfd_send_signal(int pidfd, int signal);
+int shim_pidfd_getfd(int pidfd, int descriptor);
+int shim_userfaultfd(int flags);
+int shim_close_range(unsigned int first, unsigned int last, unsigned int flags);
+long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout);
+int shim_thread_id(void);
+
+int shim_fcntl_int(int descriptor, int command, int argument);
+int shim_fcntl_lock(int descriptor, int command, struct flock *lock);
+int shim_ioctl_pointer(int descriptor, unsigned long request, void *argument);
+int shim_ioctl_int(int descriptor, unsigned long request, unsigned long argument);
+
+/// Installs a handler that does nothing, without SA_RESTART, so that `signal` only interrupts blocking calls.
+int shim_install_interrupting_signal(int signal);
+/// Sends `signal` to one thread of this process.
+int shim_interrupt_thread(pthread_t thread, int signal);
+
+/// Effective user of the process at the other end of a unix socket (SO_PEERCRED); -1 with errno on failure.
+int shim_peer_credentials(int socket, int *process, unsigned int *user, unsigned int *group);
+
+static inline int shim_wait_exited(int status) { return WIFEXITED(status); }
+static inline int shim_wait_exit_status(int status) { return WEXITSTATUS(status); }
+static inline int shim_wait_signaled(int status) { return WIFSIGNALED(status); }
+static inline int shim_wait_signal(int status) { return WTERMSIG(status); }
+
+// Request numbers of ioctl(2), which are macros with arguments.
+unsigned long shim_tunsetiff(void);
+unsigned long shim_tungetiff(void);
+unsigned long shim_tunsetoffload(void);
+unsigned long shim_tunsetvnethdrsz(void);
+unsigned long shim_uffdio_api(void);
+unsigned long shim_uffdio_register(void);
+unsigned long shim_uffdio_unregister(void);
+unsigned long shim_uffdio_copy(void);
+unsigned long shim_uffdio_zeropage(void);
+unsigned long shim_uffdio_continue(void);
+unsigned long shim_uffdio_wake(void);
+
+#endif

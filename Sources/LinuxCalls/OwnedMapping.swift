@@ -1,0 +1,67 @@
+import CLinuxShims
+import Glibc
+import SystemPackage
+
+/// Size of a page of the host in bytes.
+package let hostPageSize = Int(sysconf(CInt(_SC_PAGESIZE)))
+
+/// An area of this process's address space made by mmap(2) and unmapped when the last reference goes away.
+@safe package final class OwnedMapping: Sendable {
+    // SAFETY: address and length never change after init; what lies behind them is shared memory that guests and
+    // other processes write at any time, so every access goes through code that expects that.
+    nonisolated(unsafe) package let base: UnsafeMutableRawPointer
+    package let byteCount: Int
+
+    /// Maps `byteCount` bytes.
+    /// - Parameters:
+    ///   - descriptor: What to map; nil maps private anonymous memory.
+    ///   - shared: `MAP_SHARED` for a descriptor.
+    package init(
+        byteCount: Int, descriptor: OwnedDescriptor? = nil, offset: Int = 0, shared: Bool = true, writable: Bool = true
+    ) throws(SystemCallError) {
+        precondition(byteCount > 0)
+        let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
+        let flags = descriptor == nil ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : shared ? MAP_SHARED : MAP_PRIVATE
+        let address = unsafe mmap(nil, byteCount, protection, flags, descriptor?.rawValue ?? -1, off_t(offset))
+        guard let address = unsafe address, unsafe address != UnsafeMutableRawPointer(bitPattern: -1) else {
+            throw .last("mmap", subject: "\(byteCount) bytes")
+        }
+        unsafe base = address
+        self.byteCount = byteCount
+    }
+
+    deinit { unsafe munmap(base, byteCount) }
+
+    package var bytes: UnsafeMutableRawBufferPointer {
+        unsafe UnsafeMutableRawBufferPointer(start: base, count: byteCount)
+    }
+
+    /// madvise(2) over a part of the area.
+    package func advise(offset: Int, byteCount: Int, _ advice: CInt) throws(SystemCallError) {
+        precondition(offset >= 0 && byteCount >= 0 && offset + byteCount <= self.byteCount)
+        _ = try retrying("madvise") { unsafe madvise(base + offset, byteCount, advice) }
+    }
+}
+
+/// Anonymous files that live in memory and cross to other processes by descriptor.
+package enum MemoryFile {
+    /// Makes a memfd of `byteCount` bytes, close-on-exec, sealed so that nobody can shrink or grow it.
+    ///
+    /// The corresponding system calls are `memfd_create`, `ftruncate` and `fcntl(F_ADD_SEALS)`.
+    package static func create(name: String, byteCount: Int) throws(SystemCallError) -> OwnedDescriptor {
+        let file = OwnedDescriptor(
+            adopting: try retrying("memfd_create", subject: name) {
+                unsafe shim_memfd_create(name, SHIM_MFD_CLOEXEC | SHIM_MFD_ALLOW_SEALING)
+            })
+        _ = try retrying("ftruncate", subject: name) { ftruncate(file.rawValue, off_t(byteCount)) }
+        _ = try retrying("fcntl(F_ADD_SEALS)", subject: name) {
+            shim_fcntl_int(file.rawValue, SHIM_F_ADD_SEALS, SHIM_F_SEAL_SHRINK | SHIM_F_SEAL_GROW | SHIM_F_SEAL_SEAL)
+        }
+        return file
+    }
+
+    /// The seals of a memfd (`F_SEAL_*`).
+    package static func seals(of file: OwnedDescriptor) throws(SystemCallError) -> CInt {
+        try retrying("fcntl(F_GET_SEALS)") { shim_fcntl_int(file.rawValue, SHIM_F_GET_SEALS, 0) }
+    }
+}

@@ -1,0 +1,1 @@
+// see Documentation/decisions/0001-the-map.md
