@@ -5,6 +5,7 @@
 #include <linux/futex.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -162,3 +163,22 @@ unsigned long shim_uffdio_copy(void) { return UFFDIO_COPY; }
 unsigned long shim_uffdio_zeropage(void) { return UFFDIO_ZEROPAGE; }
 unsigned long shim_uffdio_continue(void) { return UFFDIO_CONTINUE; }
 unsigned long shim_uffdio_wake(void) { return UFFDIO_WAKE; }
+
+int shim_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
+
+int shim_epoll_control(int epoll, int operation, int descriptor, uint32_t events, uint64_t token) {
+    struct epoll_event event = {.events = events, .data.u64 = token};
+    return epoll_ctl(epoll, operation, descriptor, &event);
+}
+
+int shim_epoll_wait(int epoll, struct shim_ready *ready, int count, int timeout_milliseconds) {
+    struct epoll_event events[64];
+    int got = epoll_wait(epoll, events, count < 64 ? count : 64, timeout_milliseconds);
+    for (int i = 0; i < got; i++) {
+        ready[i].events = events[i].events;
+        ready[i].token = events[i].data.u64;
+    }
+    return got;
+}
+
+int shim_set_thread_name(const char *name) { return pthread_setname_np(pthread_self(), name); }

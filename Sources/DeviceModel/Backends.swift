@@ -37,7 +37,8 @@ package protocol NetworkBackend: AnyObject, Sendable {
     func send(_ frame: UnsafeRawBufferPointer) -> Bool
     /// Installs the device's side. `receive` gets one frame and answers false when the device has no buffer: the backend
     /// keeps the frame and stops reading until ``receiveIsWanted()``. Called on the backend's thread.
-    func connect(receive: @escaping @Sendable (UnsafeRawBufferPointer) -> Bool, writable: @escaping @Sendable () -> Void)
+    func connect(
+        receive: @escaping @Sendable (UnsafeRawBufferPointer) -> Bool, writable: @escaping @Sendable () -> Void)
     func receiveIsWanted()
     func quiesce()
     func resume()

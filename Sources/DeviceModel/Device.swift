@@ -1,4 +1,3 @@
-package import ComponentState
 package import GuestTime
 
 /// Width of one access in bytes.
@@ -80,7 +79,11 @@ package final class Bus: Sendable {
         var high = windows.count
         while low < high {
             let middle = (low + high) / 2
-            if windows[middle].address + windows[middle].byteCount <= address { low = middle + 1 } else { high = middle }
+            if windows[middle].address + windows[middle].byteCount <= address {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         guard low < windows.count, windows[low].address <= address,
             address - windows[low].address + UInt64(width.rawValue) <= windows[low].byteCount

@@ -23,7 +23,8 @@ package final class OwnedDescriptor: Sendable, CustomStringConvertible {
 
     /// A second descriptor for the same open file (same offset, same open-file-description locks), close-on-exec.
     package func duplicate() throws(SystemCallError) -> OwnedDescriptor {
-        OwnedDescriptor(adopting: try retrying("fcntl(F_DUPFD_CLOEXEC)") { shim_fcntl_int(rawValue, F_DUPFD_CLOEXEC, 3) })
+        OwnedDescriptor(
+            adopting: try retrying("fcntl(F_DUPFD_CLOEXEC)") { shim_fcntl_int(rawValue, F_DUPFD_CLOEXEC, 3) })
     }
 
     package func setNonBlocking(_ on: Bool) throws(SystemCallError) {
@@ -62,7 +63,7 @@ package final class OwnedDescriptor: Sendable, CustomStringConvertible {
         while done < bytes.count {
             do {
                 done += try unsafe write(UnsafeRawBufferPointer(rebasing: bytes[done...]))
-            } catch where error.errno == .wouldBlock {
+            } catch  where error.errno == .wouldBlock {
                 _ = try waitUntilReady(for: Int16(POLLOUT), timeoutMilliseconds: -1)
             }
         }
@@ -85,7 +86,9 @@ package final class OwnedDescriptor: Sendable, CustomStringConvertible {
     }
 
     /// Opens a file, close-on-exec. The corresponding C function is `open`.
-    package static func open(_ path: String, flags: CInt, mode: UInt32 = 0o600) throws(SystemCallError) -> OwnedDescriptor {
+    package static func open(_ path: String, flags: CInt, mode: UInt32 = 0o600) throws(SystemCallError)
+        -> OwnedDescriptor
+    {
         OwnedDescriptor(
             adopting: try retrying("open", subject: path) { unsafe Glibc.open(path, flags | O_CLOEXEC, mode) })
     }

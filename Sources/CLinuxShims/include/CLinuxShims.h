@@ -38,6 +38,17 @@ static const int SHIM_MADV_POPULATE_READ = 22, SHIM_MADV_POPULATE_WRITE = 23;
 static const int SHIM_FALLOC_FL_KEEP_SIZE = 1, SHIM_FALLOC_FL_PUNCH_HOLE = 2, SHIM_FALLOC_FL_ZERO_RANGE = 16;
 
 int shim_eventfd(void);
+/// epoll(7): one entry is an event mask and a token; the layout is the kernel's (packed on x86-64), so C copies it.
+struct shim_ready {
+    uint32_t events;
+    uint64_t token;
+};
+int shim_epoll_create(void);
+/// operation: 1 add, 2 delete, 3 modify.
+int shim_epoll_control(int epoll, int operation, int descriptor, uint32_t events, uint64_t token);
+/// At most 64 entries.
+int shim_epoll_wait(int epoll, struct shim_ready *ready, int count, int timeout_milliseconds);
+int shim_set_thread_name(const char *name);
 int shim_pipe(int ends[2]);
 int shim_fallocate(int descriptor, int mode, long long offset, long long byteCount);
 int shim_memfd_create(const char *name, unsigned int flags);

@@ -1,0 +1,70 @@
+import CLinuxShims
+import Glibc
+import Synchronization
+import SystemPackage
+
+/// A thread of the host with a name, for work that blocks.
+///
+/// Started at once; ``join()`` waits for its end. A thread that nobody joins ends with its body.
+package final class HostThread: Sendable {
+    private let thread: pthread_t
+    private let joined = Atomic<Bool>(false)
+
+    private final class Start {
+        let name: String
+        let body: @Sendable () -> Void
+        init(name: String, body: @escaping @Sendable () -> Void) {
+            self.name = name
+            self.body = body
+        }
+    }
+
+    /// - Parameters:
+    ///   - name: Shown by `ps -L`; cut to 15 bytes.
+    ///   - stackByteCount: Size of the stack.
+    /// - Throws: `pthread_create` with the kernel's reason (`EAGAIN`: too many threads).
+    package init(name: String, stackByteCount: Int = 512 << 10, _ body: @escaping @Sendable () -> Void)
+        throws(SystemCallError)
+    {
+        var attributes = pthread_attr_t()
+        unsafe pthread_attr_init(&attributes)
+        defer { unsafe pthread_attr_destroy(&attributes) }
+        unsafe pthread_attr_setstacksize(&attributes, stackByteCount)
+        var created = pthread_t()
+        let start = unsafe Unmanaged.passRetained(Start(name: name, body: body))
+        let status = unsafe pthread_create(
+            &created, &attributes,
+            { argument in
+                let start = unsafe Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
+                unsafe _ = shim_set_thread_name(String(start.name.prefix(15)))
+                start.body()
+                return nil
+            }, start.toOpaque())
+        guard status == 0 else {
+            unsafe start.release()
+            throw SystemCallError("pthread_create", Errno(rawValue: status), subject: name)
+        }
+        thread = created
+    }
+
+    deinit {
+        if !joined.load(ordering: .relaxed) { pthread_detach(thread) }
+    }
+
+    /// Waits until the body has returned. At most once.
+    package func join() {
+        guard !joined.exchange(true, ordering: .relaxed) else { return }
+        pthread_join(thread, nil)
+    }
+
+    /// The signal used to break blocking calls; its handler does nothing.
+    package static let interruptSignal = SIGUSR1
+
+    /// Makes ``interrupt()`` work; call once at start-up. The corresponding C function is `sigaction`.
+    package static func installInterruptSignal() throws(SystemCallError) {
+        _ = try retrying("sigaction") { shim_install_interrupting_signal(interruptSignal) }
+    }
+
+    /// Breaks a blocking call of the thread with `EINTR`. Only while it has not ended.
+    package func interrupt() { _ = shim_interrupt_thread(thread, Self.interruptSignal) }
+}

@@ -1,0 +1,137 @@
+import Glibc
+import LinuxCalls
+import Synchronization
+import Testing
+
+@Suite("Descriptors, sockets, locks and processes") struct LinuxCallsTests {
+    @Test("descriptors arrive with the byte they were sent with, close-on-exec")
+    func descriptorPassing() throws {
+        let (left, right) = try StreamSocket.pair()
+        let (readEnd, writeEnd) = try OwnedDescriptor.pipe()
+        try StreamSocket.sendAll([7], descriptors: [readEnd], to: left)
+        var buffer = [UInt8](repeating: 0, count: 16)
+        let message = try buffer.withUnsafeMutableBytes {
+            try StreamSocket.receive(into: $0, descriptorsMax: 4, from: right)
+        }
+        #expect(message.byteCount == 1 && buffer[0] == 7 && message.descriptors.count == 1 && !message.isTruncated)
+        let received = try #require(message.descriptors.first)
+        #expect(fcntl(received.rawValue, F_GETFD) & FD_CLOEXEC != 0)
+        try writeEnd.writeAll([1, 2, 3])
+        #expect(try buffer.withUnsafeMutableBytes { try received.read(into: $0) } == 3)
+        #expect(buffer[..<3] == [1, 2, 3])
+    }
+
+    @Test("more descriptors than there is room for are reported as truncated and none leaks")
+    func surplusDescriptors() throws {
+        let (left, right) = try StreamSocket.pair()
+        let ends = try (0..<5).map { _ in try OwnedDescriptor.event() }
+        try StreamSocket.sendAll([1], descriptors: ends, to: left)
+        var buffer = [UInt8](repeating: 0, count: 16)
+        let message = try buffer.withUnsafeMutableBytes {
+            try StreamSocket.receive(into: $0, descriptorsMax: 2, from: right)
+        }
+        #expect(message.isTruncated && message.descriptors.count <= 2)
+    }
+
+    @Test("a lock belongs to the open file and travels with it")
+    func lockTravels() throws {
+        let path = "/tmp/sidestep-lock-\(getpid())"
+        let first = try OwnedDescriptor.open(path, flags: O_RDWR | O_CREAT)
+        defer { unlink(path) }
+        #expect(try FileLock.take(.exclusive, on: first))
+        let second = try OwnedDescriptor.open(path, flags: O_RDWR)
+        #expect(try !FileLock.take(.exclusive, on: second))
+        #expect(try FileLock.isExcluded(.shared, on: second))
+        let (left, right) = try StreamSocket.pair()
+        do {
+            var travelling: OwnedDescriptor? = try first.duplicate()
+            try StreamSocket.sendAll([1], descriptors: [travelling!], to: left)
+            travelling = nil
+        }
+        var buffer = [UInt8](repeating: 0, count: 1)
+        let message = try buffer.withUnsafeMutableBytes {
+            try StreamSocket.receive(into: $0, descriptorsMax: 1, from: right)
+        }
+        try FileLock.release(first)  // the lock is one, whoever releases it
+        #expect(try FileLock.take(.exclusive, on: message.descriptors[0]))
+        #expect(try !FileLock.take(.shared, on: second))
+    }
+
+    @Test("a memfd is sealed against shrinking and growing")
+    func sealedMemory() throws {
+        let file = try MemoryFile.create(name: "test", byteCount: 8192)
+        #expect(ftruncate(file.rawValue, 4096) == -1)
+        #expect(ftruncate(file.rawValue, 16384) == -1)
+        #expect(try file.status().byteCount == 8192)
+        #expect(try MemoryFile.seals(of: file) & 6 == 6)
+    }
+
+    @Test("an event loop calls back, and nothing runs after remove returns")
+    func eventLoop() throws {
+        let loop = try EventLoop(name: "test-loop")
+        let event = try OwnedDescriptor.event()
+        let seen = HostSemaphore()
+        let count = Atomic<Int>(0)
+        let token = try loop.watch(event, for: .readable) { _ in
+            event.drain()
+            count.add(1, ordering: .relaxed)
+            seen.signal()
+        }
+        event.signal()
+        #expect(seen.wait(timeoutNanoseconds: 5_000_000_000))
+        loop.remove(token)
+        let before = count.load(ordering: .relaxed)
+        event.signal()
+        loop.barrier()
+        #expect(count.load(ordering: .relaxed) == before)
+        loop.stop()
+    }
+
+    @Test("a child gets exactly the descriptors it is given, and its end is told")
+    func childProcess() throws {
+        let (readEnd, writeEnd) = try OwnedDescriptor.pipe()
+        let child = try ChildProcess(
+            path: "/bin/sh", arguments: ["-c", "echo $A; ls /proc/self/fd | tr '\\n' ' '; exit 3"],
+            environment: ["A=b"],
+            descriptors: [1: writeEnd])
+        #expect(child.wait(timeoutMilliseconds: 10_000) == .exited(status: 3))
+        var buffer = [UInt8](repeating: 0, count: 256)
+        let count = try buffer.withUnsafeMutableBytes { try readEnd.read(into: $0) }
+        #expect(String(decoding: buffer[..<count], as: UTF8.self).hasPrefix("b\n"))
+        let killed = try ChildProcess(path: "/bin/sleep", arguments: ["100"])
+        #expect(killed.wait(timeoutMilliseconds: 0) == nil)
+        killed.kill()
+        #expect(killed.wait(timeoutMilliseconds: 10_000) == .signaled(signal: SIGKILL))
+    }
+
+    @Test("a word in shared memory wakes a sleeper in another thread")
+    func waitWord() throws {
+        let file = try MemoryFile.create(name: "word", byteCount: hostPageSize)
+        let here = WaitWord(in: try OwnedMapping(byteCount: hostPageSize, descriptor: file), offset: 64)
+        let there = WaitWord(in: try OwnedMapping(byteCount: hostPageSize, descriptor: file), offset: 64)
+        let thread = try HostThread(name: "waiter") {
+            while there.load() == 0 { there.wait(while: 0) }
+            there.store(2)
+        }
+        #expect(here.compareExchange(0, 1))
+        while here.load() == 1 { here.wait(while: 1, timeoutNanoseconds: 10_000_000) }
+        thread.join()
+        #expect(here.load() == 2)
+        #expect(!here.compareExchange(1, 3))
+    }
+
+    @Test("a unix socket path is private and unreachable paths say why")
+    func unixListener() throws {
+        let path = "/tmp/sidestep-listen-\(getpid())"
+        let listener = try StreamSocket.listen(at: .unix(path: path))
+        defer { unlink(path) }
+        var status = stat()
+        #expect(stat(path, &status) == 0 && status.st_mode & 0o077 == 0)
+        let client = try StreamSocket.connect(to: .unix(path: path))
+        let accepted = try StreamSocket.accept(from: listener)
+        #expect(try StreamSocket.peerCredentials(of: accepted).process == getpid())
+        withExtendedLifetime(client) {}
+        #expect(throws: SystemCallError.self) { try StreamSocket.connect(to: .unix(path: "/nonexistent/x")) }
+        #expect(throws: SystemCallError.self) { try StreamSocket.listen(at: .unix(path: path)) }
+    }
+}
