@@ -9,6 +9,7 @@ package final class VirtualClock: Sendable {
     private let running = Atomic<Bool>(false)
     private let frozenNanoseconds: Atomic<Int64>
     private let hostOffset = Atomic<Int64>(0)
+    private let tickOffset = Atomic<UInt64>(0)
 
     /// A clock that stands still at `nanoseconds`.
     package init(nanoseconds: Int64 = 0) { frozenNanoseconds = Atomic(nanoseconds) }
@@ -53,5 +54,37 @@ package final class VirtualClock: Sendable {
     package func set(nanoseconds: Int64) {
         precondition(!running.load(ordering: .relaxed), "only a paused clock can be set")
         frozenNanoseconds.store(nanoseconds, ordering: .relaxed)
+    }
+
+    // MARK: The machine's time counter
+
+    /// Virtual nanoseconds per tick of the time counter that guests read (`mtime`, the `time` CSR): 10 MHz.
+    package static let nanosecondsPerTick: Int64 = 100
+
+    /// The time counter: ``nanoseconds`` in ticks, plus what a guest's write to the counter put between the two.
+    package var ticks: UInt64 { Self.wholeTicks(nanoseconds) &+ tickOffset.load(ordering: .relaxed) }
+
+    /// Ticks the counter is ahead of virtual time, modulo 2^64; 0 unless a guest has set the counter.
+    package var tickOffsetTicks: UInt64 {
+        get { tickOffset.load(ordering: .relaxed) }
+        set { tickOffset.store(newValue, ordering: .relaxed) }
+    }
+
+    /// Sets the counter: from now on it counts from `ticks`.
+    package func set(ticks: UInt64) { tickOffsetTicks = ticks &- Self.wholeTicks(nanoseconds) }
+
+    /// The virtual time in nanoseconds at which the counter reaches `tick`: now if it is there already, nil if that is
+    /// further away than the clock counts (some centuries; all ones means "never" to guests).
+    package func deadlineNanoseconds(forTick tick: UInt64) -> Int64? {
+        let now = nanoseconds
+        let offset = tickOffset.load(ordering: .relaxed)
+        guard tick > Self.wholeTicks(now) &+ offset else { return now }
+        let ticksOfVirtualTime = tick &- offset
+        guard ticksOfVirtualTime <= UInt64(Int64.max / Self.nanosecondsPerTick) else { return nil }
+        return Int64(ticksOfVirtualTime) * Self.nanosecondsPerTick
+    }
+
+    private static func wholeTicks(_ nanoseconds: Int64) -> UInt64 {
+        UInt64(bitPattern: nanoseconds / nanosecondsPerTick)
     }
 }
