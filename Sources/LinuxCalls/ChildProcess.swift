@@ -65,8 +65,8 @@ package final class ChildProcess: Sendable {
         for (index, variable) in (environment ?? []).enumerated() { unsafe variables[index] = strdup(variable) }
         unsafe variables[variables.count - 1] = nil
         defer {
-            for index in words.indices { unsafe free(words[index]) }
-            for index in unsafe variables.indices { unsafe free(variables[index]) }
+            for index in unsafe words.indices { unsafe free(words[index]) }
+            for index in variables.indices { unsafe free(variables[index]) }
             unsafe variables.deallocate()
         }
         var child: pid_t = 0
