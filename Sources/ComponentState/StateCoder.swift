@@ -67,9 +67,96 @@ package protocol StateCoder {
     mutating func structure(
         _ name: String, type: String, version: UInt32, _ body: (inout any StateCoder) throws(StateError) -> Void
     ) throws(StateError)
+    /// An array of nested structures, back to back. `count` is known to both sides from elsewhere.
+    mutating func structures(
+        _ name: String, type: String, version: UInt32, count: Int,
+        _ body: (inout any StateCoder, _ index: Int) throws(StateError) -> Void
+    ) throws(StateError)
+    /// A list whose length is on the wire (QEMU's qtailq): a mark before each element, another at the end. When
+    /// decoding, `body` is called once per element received, at most `countMax` times, and `count` is what was found.
+    mutating func list(
+        _ name: String, type: String, version: UInt32, count: inout Int, countMax: Int,
+        _ body: (inout any StateCoder, _ index: Int) throws(StateError) -> Void
+    ) throws(StateError)
+    /// Fields whose layout only the component's code knows: one entry of the type named, without parts, in the
+    /// self-description (QEMU's `virtio`, `pci config`).
+    mutating func opaque(
+        _ name: String, type: String, _ body: (inout any StateCoder) throws(StateError) -> Void
+    ) throws(StateError)
     /// The optional parts that follow the fields. Called at most once, last. A decoder takes them in any order,
     /// refuses names not listed here, and leaves what is missing as it was.
     mutating func subsections(_ list: [Subsection]) throws(StateError)
+}
+
+extension StateCoder {
+    package mutating func structures(
+        _ name: String, type: String, version: UInt32, count: Int,
+        _ body: (inout any StateCoder, _ index: Int) throws(StateError) -> Void
+    ) throws(StateError) {
+        for index in 0..<count {
+            try structure("\(name)[\(index)]", type: type, version: version) {
+                (coder: inout any StateCoder) throws(StateError) in try body(&coder, index)
+            }
+        }
+    }
+
+    package mutating func list(
+        _ name: String, type: String, version: UInt32, count: inout Int, countMax: Int,
+        _ body: (inout any StateCoder, _ index: Int) throws(StateError) -> Void
+    ) throws(StateError) {
+        var index = 0
+        while true {
+            var mark: UInt8 = index < count ? 1 : 0
+            try uint8("\(name).mark", &mark)
+            guard mark <= 1, mark == 0 || index < countMax else {
+                throw .invalid(component: component, field: name, value: "a list of more than \(countMax)")
+            }
+            if mark == 0 { break }
+            let element = index
+            try structure("\(name)[\(index)]", type: type, version: version) {
+                (coder: inout any StateCoder) throws(StateError) in try body(&coder, element)
+            }
+            index += 1
+        }
+        count = index
+    }
+
+    package mutating func opaque(
+        _ name: String, type: String, _ body: (inout any StateCoder) throws(StateError) -> Void
+    ) throws(StateError) {
+        try structure(name, type: type, version: version, body)
+    }
+
+    /// A value that must be the same on both sides, such as a number of queues.
+    package mutating func uint8Equal(_ name: String, _ value: UInt8) throws(StateError) {
+        var found = value
+        try uint8(name, &found)
+        try require(name, found, value)
+    }
+
+    package mutating func uint16Equal(_ name: String, _ value: UInt16) throws(StateError) {
+        var found = value
+        try uint16(name, &found)
+        try require(name, found, value)
+    }
+
+    package mutating func uint32Equal(_ name: String, _ value: UInt32) throws(StateError) {
+        var found = value
+        try uint32(name, &found)
+        try require(name, found, value)
+    }
+
+    package mutating func int32Equal(_ name: String, _ value: Int32) throws(StateError) {
+        var found = value
+        try int32(name, &found)
+        try require(name, found, value)
+    }
+
+    private func require<Value: BinaryInteger>(_ name: String, _ found: Value, _ value: Value) throws(StateError) {
+        guard found == value else {
+            throw .invalid(component: component, field: name, value: "\(found), it is \(value) here")
+        }
+    }
 }
 
 /// An optional part of a component's state.
