@@ -87,6 +87,7 @@ let package = Package(
 
         // Tests.
         library("MigrationTestKit", vocabulary + ["MigrationEngine", "MigrationStream"]),
+        library("ProcessTestKit", ["LinuxCalls"]),
         tests("ArchitectureTests", []),
         tests("LinuxCallsTests", ["LinuxCalls"]),
         tests("GuestMemoryTests", ["GuestMemory"]),
@@ -100,8 +101,8 @@ let package = Package(
         tests("QMPProtocolTests", ["QMPProtocol"]),
         tests("SupervisorTests", ["Supervisor"]),
         // Whole processes: the built tool, real guests, real peers.
-        tests("MachineRunTests", ["LinuxCalls"]),
-        tests("HandoverTests", ["LinuxCalls"]),
-        tests("InteroperabilityTests", ["LinuxCalls", "MigrationStream"]),
+        tests("MachineRunTests", ["LinuxCalls", "ProcessTestKit"]),
+        tests("HandoverTests", ["LinuxCalls", "ProcessTestKit"]),
+        tests("InteroperabilityTests", ["LinuxCalls", "MigrationStream", "ProcessTestKit"]),
     ]
 )
