@@ -1,0 +1,46 @@
+import DeviceModel
+import GuestMemory
+import GuestTime
+import LinuxCalls
+import PlatformDevices
+import ProcessorModel
+import Synchronization
+
+/// An interrupt input whose other end is connected later: processors need the bus, the bus needs the devices, and the
+/// devices need the processors' inputs.
+final class LateLine: Sendable {
+    private let target = Mutex<(@Sendable (Bool) -> Void)?>(nil)
+
+    var line: InterruptLine { InterruptLine { [self] level in target.withLock { $0 }?(level) } }
+
+    func connect(_ target: @escaping @Sendable (Bool) -> Void) { self.target.withLock { $0 = target } }
+}
+
+/// The RAM blocks of `virt`, in the order of the block list on the wire.
+struct VirtMemory {
+    let ram: RAMBlock
+    let flash: [RAMBlock]
+    let mrom: RAMBlock
+    let memory: GuestMemory
+
+    var blocks: [RAMBlock] { [ram] + flash + [mrom] }
+
+    /// - Parameter adopting: Descriptors of memory that another process made, by block name; judged by the caller.
+    init(configuration: MachineConfiguration, adopting files: [String: OwnedDescriptor]) throws(SystemCallError) {
+        func block(_ name: String, _ byteCount: Int) throws(SystemCallError) -> RAMBlock {
+            if let file = files[name] { return try RAMBlock(name: name, byteCount: byteCount, adopting: file) }
+            return try RAMBlock(name: name, byteCount: byteCount, backend: configuration.memoryBackend)
+        }
+        ram = try block("riscv_virt_board.ram", Int(configuration.memoryByteCount))
+        var flash: [RAMBlock] = []
+        for bank in 0..<VirtMemoryMap.flashCount {
+            flash.append(try block("virt.flash\(bank)", VirtMemoryMap.flashByteCount))
+        }
+        self.flash = flash
+        mrom = try block("riscv_virt_board.mrom", VirtMemoryMap.mromByteCount)
+        memory = GuestMemory(regions: [
+            MemoryRegion(address: VirtMemoryMap.mrom, block: mrom, isReadOnly: true),
+            MemoryRegion(address: VirtMemoryMap.ram, block: ram),
+        ])
+    }
+}
