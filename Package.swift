@@ -71,7 +71,9 @@ let package = Package(
         // What moves it.
         library("MigrationStream", ["ComponentState"]),
         library("MigrationEngine", vocabulary + ["MigrationStream"]),
-        library("MigrationChannels", vocabulary + ["MigrationEngine", "MigrationStream", "LinuxCalls"]),
+        library(
+            "MigrationChannels",
+            vocabulary + ["MigrationEngine", "MigrationStream", "LinuxCalls", "CLinuxShims", system]),
         library("QMPProtocol"),
 
         // Where the halves meet.
@@ -102,7 +104,10 @@ let package = Package(
         tests("SupervisorTests", ["Supervisor"]),
         // Whole processes: the built tool, real guests, real peers.
         tests("MachineRunTests", ["LinuxCalls", "ProcessTestKit"]),
-        tests("HandoverTests", ["LinuxCalls", "ProcessTestKit"]),
+        .executableTarget(
+            name: "handover-probe", dependencies: ["MigrationChannels", "LinuxCalls"],
+            path: "Tests/Support/HandoverProbe", swiftSettings: strict),
+        tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
         tests("InteroperabilityTests", ["LinuxCalls", "MigrationStream", "ProcessTestKit"]),
     ]
 )

@@ -83,6 +83,7 @@ _Static_assert(F_SEAL_SEAL == 1 && F_SEAL_SHRINK == 2 && F_SEAL_GROW == 4 && F_S
 _Static_assert(F_OFD_GETLK == 36 && F_OFD_SETLK == 37, "open file description locks");
 _Static_assert(F_SETPIPE_SZ == 1031 && F_GETPIPE_SZ == 1032, "pipe size");
 _Static_assert(SPLICE_F_MOVE == 1 && SPLICE_F_NONBLOCK == 2 && SPLICE_F_MORE == 4 && SPLICE_F_GIFT == 8, "splice");
+_Static_assert(SEEK_DATA == 3 && SEEK_HOLE == 4, "sparse files");
 _Static_assert(MADV_POPULATE_READ == 22 && MADV_POPULATE_WRITE == 23, "madvise");
 _Static_assert(FALLOC_FL_KEEP_SIZE == 1 && FALLOC_FL_PUNCH_HOLE == 2 && FALLOC_FL_ZERO_RANGE == 16, "fallocate");
 

@@ -1,0 +1,230 @@
+package import LinuxCalls
+
+/// What the source's driver needs of the guest it gives away.
+package protocol HandoverSubject: AnyObject {
+    /// What the destination must build. The guest runs on.
+    func describe() throws -> HandoverDescription
+    /// Stops the guest: afterwards nothing of it runs or is in flight.
+    func pause() throws
+    /// Writes down the state of the paused guest.
+    func save() throws -> HandoverState
+    /// Lets the paused guest run on here; the destination will not.
+    func resume() throws
+    /// The guest is the destination's: let go of its memory and descriptors without touching what they stand for.
+    func release()
+}
+
+/// Times of one hand-over, CLOCK_MONOTONIC in nanoseconds; both processes read the same clock.
+package struct HandoverTimes: Sendable {
+    package var begun: Int64 = 0
+    /// The destination is complete.
+    package var ready: Int64 = 0
+    package var pauseBegun: Int64 = 0
+    package var paused: Int64 = 0
+    package var saved: Int64 = 0
+    package var offered: Int64 = 0
+    /// Destination: it has the state; loading begins.
+    package var received: Int64 = 0
+    package var loaded: Int64 = 0
+    package var claimed: Int64 = 0
+    package var resumed: Int64 = 0
+    package var ended: Int64 = 0
+
+    /// Nanoseconds in which the guest ran nowhere.
+    package var pauseNanoseconds: Int64 { resumed - pauseBegun }
+}
+
+/// How a hand-over ended, seen from the source.
+package enum HandoverOutcome: Sendable {
+    /// The destination runs the guest.
+    case moved(HandoverTimes)
+    /// The guest runs here, unharmed.
+    case stayed(HandoverError)
+    /// The guest is here and whole but could not be resumed; it stays paused.
+    case stayedPaused(HandoverError)
+}
+
+/// The source's end of a hand-over. After ``run(_:)`` the guest runs in exactly one place, or in none if the place
+/// that had it died.
+package struct HandoverSource {
+    /// Limits on every wait, in milliseconds.
+    package struct Limits: Sendable {
+        /// For the destination's first word.
+        package var greetingMilliseconds = 10_000
+        /// For building the machine and populating its page tables.
+        package var preparingMilliseconds = 120_000
+        /// For taking the state, from the pause on; then the guest is taken back.
+        package var takingOverMilliseconds = 5_000
+
+        package init() {}
+    }
+
+    package static let protocolVersion: UInt64 = 1
+
+    let socket: OwnedDescriptor
+    /// Readable when the destination's process has ended.
+    let destination: OwnedDescriptor
+    let limits: Limits
+    /// Fault tests stop or kill the process here.
+    let atStep: (HandoverPhase) -> Void
+    /// Answers true when somebody wants the hand-over called off.
+    let isCancelled: () -> Bool
+
+    package init(
+        socket: OwnedDescriptor, destination: OwnedDescriptor, limits: Limits = Limits(),
+        atStep: @escaping (HandoverPhase) -> Void = { _ in }, isCancelled: @escaping () -> Bool = { false }
+    ) {
+        self.socket = socket
+        self.destination = destination
+        self.limits = limits
+        self.atStep = atStep
+        self.isCancelled = isCancelled
+    }
+
+    /// Starts the program that becomes the destination, with one end of a socket pair that nobody else can reach.
+    /// - Parameter arguments: Gets the number of the descriptor at which the program finds its end.
+    package static func start(
+        path: String, name: String, environment: [String]? = nil, arguments: (CInt) -> [String]
+    ) throws(SystemCallError) -> (socket: OwnedDescriptor, process: ChildProcess) {
+        let (near, far) = try StreamSocket.pair()
+        let number: CInt = 3
+        let process = try ChildProcess(
+            path: path, name: name, arguments: arguments(number), environment: environment, descriptors: [number: far])
+        return (near, process)
+    }
+
+    package func run(_ subject: any HandoverSubject) -> HandoverOutcome {
+        var times = HandoverTimes()
+        times.begun = monotonicNanoseconds()
+        var phase = HandoverPhase.greeting
+        var hasPaused = false
+        do throws(HandoverError) {
+            let word = try OwnershipWord.made()
+            try enter(.greeting, &phase)
+            try greet()
+            try enter(.describing, &phase)
+            let description = try asMachineError { try subject.describe() }
+            let deadline = after(limits.preparingMilliseconds)
+            try description.frame(word: word).send(to: socket, deadline: deadline)
+            try enter(.preparing, &phase)
+            _ = try receive(.ready, deadline: deadline)
+            times.ready = monotonicNanoseconds()
+
+            try enter(.pausing, &phase)
+            let takeBack = after(limits.takingOverMilliseconds)
+            times.pauseBegun = monotonicNanoseconds()
+            hasPaused = true
+            try asMachineError { try subject.pause() }
+            times.paused = monotonicNanoseconds()
+            try enter(.saving, &phase)
+            let state = try asMachineError { try subject.save() }
+            times.saved = monotonicNanoseconds()
+            try enter(.sending, &phase)
+            try state.frame.send(to: socket, deadline: takeBack)
+            try enter(.offering, &phase)
+
+            // From here on only the word decides.
+            guard word.offer() else {
+                throw HandoverError(.malformed, "the ownership word was changed by the destination")
+            }
+            times.offered = monotonicNanoseconds()
+            do throws(HandoverError) {
+                try HandoverFrame(.offer).send(to: socket, deadline: takeBack)
+                atStep(.claiming)
+                let running = try receive(.running, deadline: takeBack)
+                try times.adopt(running.payload)
+            } catch {
+                if word.takeBack() { throw error }
+                // The destination was first: it runs the guest, whatever became of its answer.
+                if times.resumed == 0 { times.resumed = monotonicNanoseconds() }
+            }
+            atStep(.releasing)
+            subject.release()
+            times.ended = monotonicNanoseconds()
+            return .moved(times)
+        } catch {
+            var failure = error
+            if failure.phase == nil { failure.phase = phase }
+            guard hasPaused else { return .stayed(failure) }
+            do {
+                try subject.resume()
+                return .stayed(failure)
+            } catch {
+                return .stayedPaused(
+                    HandoverError(
+                        .machine, "\(failure); then the guest could not be resumed", phase: phase, cause: error))
+            }
+        }
+    }
+
+    private func enter(_ next: HandoverPhase, _ phase: inout HandoverPhase) throws(HandoverError) {
+        phase = next
+        atStep(next)
+        if isCancelled() { throw HandoverError(.cancelled, "called off", phase: next) }
+    }
+
+    private func after(_ milliseconds: Int) -> Int64 { monotonicNanoseconds() + Int64(milliseconds) * 1_000_000 }
+
+    private func greet() throws(HandoverError) {
+        let hello = try receive(.hello, deadline: after(limits.greetingMilliseconds))
+        var reader = ContentsReader(hello.payload)
+        let version = try reader.integer()
+        let program = try reader.text()
+        guard version == Self.protocolVersion else {
+            throw HandoverError(
+                .incompatible,
+                "\(program) speaks version \(version) of the hand-over protocol, this is version \(Self.protocolVersion)"
+            )
+        }
+    }
+
+    /// The next frame, which must be `kind`. The destination's end is seen at once: its side of the socket closes with it.
+    private func receive(_ kind: HandoverFrame.Kind, deadline: Int64) throws(HandoverError) -> HandoverFrame {
+        let frame: HandoverFrame
+        do throws(HandoverError) {
+            frame = try HandoverFrame.receive(from: socket, peer: destination, deadline: deadline)
+        } catch {
+            if error.code == .peerGone { throw HandoverError(.peerGone, "the destination process ended") }
+            throw error
+        }
+        if frame.kind == .refused {
+            throw HandoverError(.refused, String(decoding: frame.payload.prefix(4096), as: UTF8.self))
+        }
+        guard frame.kind == kind else { throw HandoverError(.malformed, "\(kind) was expected, \(frame.kind) came") }
+        return frame
+    }
+}
+
+/// Gives whatever the machine throws a place in the hand-over's errors.
+func asMachineError<Result>(_ body: () throws -> Result) throws(HandoverError) -> Result {
+    do {
+        return try body()
+    } catch let error as HandoverError {
+        throw error
+    } catch { throw HandoverError(.machine, "the machine refused", cause: error) }
+}
+
+extension OwnershipWord {
+    static func made() throws(HandoverError) -> OwnershipWord {
+        do { return try OwnershipWord() } catch {
+            throw HandoverError(.systemCall, "the ownership word cannot be made", cause: error)
+        }
+    }
+}
+
+extension HandoverTimes {
+    /// Takes the destination's part.
+    mutating func adopt(_ payload: [UInt8]) throws(HandoverError) {
+        var reader = ContentsReader(payload)
+        received = Int64(bitPattern: try reader.integer())
+        loaded = Int64(bitPattern: try reader.integer())
+        claimed = Int64(bitPattern: try reader.integer())
+        resumed = Int64(bitPattern: try reader.integer())
+    }
+
+    var destinationPart: [UInt8] {
+        var writer = ContentsWriter()
+        for time in [received, loaded, claimed, resumed] { writer.integer(UInt64(bitPattern: time)) }
+        return writer.bytes
+    }
+}

@@ -1,0 +1,50 @@
+package import LinuxCalls
+
+/// Who may run the guest.
+package enum GuestOwner: UInt32, Sendable {
+    /// The source runs it, or may resume it.
+    case source = 0x5352_4301
+    /// Everything was sent: whoever swaps the word first runs the guest.
+    case offered = 0x4F46_4602
+    /// The destination runs it.
+    case destination = 0x4453_5403
+}
+
+/// The word in shared memory that decides who runs the guest; the only thing that does.
+///
+/// It goes `source` to `offered` (by the source), then either to `destination` (by the destination) or back to `source`
+/// (by the source), each by one compare-and-swap. Modelled in `Documentation/model/ownership.pml`.
+package final class OwnershipWord: Sendable {
+    /// The memory both processes map; crosses by SCM_RIGHTS.
+    package let file: OwnedDescriptor
+    private let word: WaitWord
+
+    /// A new word that says `source`.
+    package init() throws(SystemCallError) {
+        file = try MemoryFile.create(name: "sidestep-ownership", byteCount: hostPageSize)
+        word = WaitWord(in: try OwnedMapping(byteCount: hostPageSize, descriptor: file), offset: 0)
+        word.store(GuestOwner.source.rawValue)
+    }
+
+    /// The peer's word.
+    /// - Throws: ``HandoverError`` when the descriptor is not a sealed memory file of one page.
+    package init(adopting file: OwnedDescriptor) throws(HandoverError) {
+        try ReceivedMemory.judge(file, byteCount: hostPageSize, name: "ownership word")
+        self.file = file
+        do {
+            word = WaitWord(in: try OwnedMapping(byteCount: hostPageSize, descriptor: file), offset: 0)
+        } catch { throw HandoverError(.systemCall, "the ownership word cannot be mapped", cause: error) }
+    }
+
+    /// What the word says; nil for a value that no side ever writes.
+    package var owner: GuestOwner? { GuestOwner(rawValue: word.load()) }
+
+    /// The source offers the guest. False if the word did not say `source`.
+    package func offer() -> Bool { word.compareExchange(GuestOwner.source.rawValue, GuestOwner.offered.rawValue) }
+
+    /// The source takes its offer back; true: the source runs the guest. False: the destination was first.
+    package func takeBack() -> Bool { word.compareExchange(GuestOwner.offered.rawValue, GuestOwner.source.rawValue) }
+
+    /// The destination takes the guest; true: the destination runs it. False: it was not, or is no longer, offered.
+    package func claim() -> Bool { word.compareExchange(GuestOwner.offered.rawValue, GuestOwner.destination.rawValue) }
+}

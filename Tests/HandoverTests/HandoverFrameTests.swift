@@ -1,0 +1,87 @@
+import Glibc
+import LinuxCalls
+import MigrationChannels
+import Testing
+
+@Suite("Hand-over frames") struct HandoverFrameTests {
+    let soon: Int64 = monotonicNanoseconds() + 20_000_000_000
+
+    func receive(raw: [UInt8], descriptors: [OwnedDescriptor] = []) throws -> HandoverFrame {
+        let (near, far) = try StreamSocket.pair()
+        try StreamSocket.sendAll(raw, descriptors: descriptors, to: near)
+        StreamSocket.shutDownWriting(near)
+        return try HandoverFrame.receive(from: far, deadline: soon)
+    }
+
+    func header(kind: UInt16, descriptors: UInt16, payload: UInt64, magic: UInt32 = 0x5353_484F) -> [UInt8] {
+        func bytes<V: FixedWidthInteger>(_ value: V) -> [UInt8] { withUnsafeBytes(of: value.bigEndian, Array.init) }
+        return bytes(magic) + bytes(kind) + bytes(descriptors) + bytes(payload) + bytes(UInt64(0))
+    }
+
+    @Test("a frame arrives whole, with all its descriptors in order", arguments: [0, 1, 63, 64, 65, 200])
+    func roundTrip(count: Int) throws {
+        let (near, far) = try StreamSocket.pair()
+        let files = try (0..<count).map { try MemoryFile.create(name: "f", byteCount: 4096 * ($0 + 1)) }
+        let payload = (0..<100_000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+        let sender = try HostThread(name: "sender") {
+            try? HandoverFrame(.state, payload: payload, descriptors: files).send(to: near, deadline: .max)
+        }
+        let frame = try HandoverFrame.receive(from: far, deadline: soon)
+        sender.join()
+        #expect(frame.kind == .state && frame.payload == payload && frame.descriptors.count == count)
+        for (index, file) in frame.descriptors.enumerated() {
+            #expect(try file.status().byteCount == 4096 * (index + 1))
+            #expect(fcntl(file.rawValue, F_GETFD) & FD_CLOEXEC != 0)
+        }
+    }
+
+    @Test("what is not a frame is refused")
+    func malformed() throws {
+        for bytes in [
+            [UInt8](repeating: 0, count: 24), header(kind: 99, descriptors: 0, payload: 0),
+            header(kind: 5, descriptors: 0, payload: .max), header(kind: 5, descriptors: .max, payload: 0),
+            header(kind: 5, descriptors: 0, payload: 0, magic: 1),
+        ] {
+            #expect { try receive(raw: bytes) } throws: { ($0 as? HandoverError)?.code == .malformed }
+        }
+    }
+
+    @Test("a frame cut at any byte is the peer's end, never a trap", arguments: 0..<30)
+    func cut(length: Int) throws {
+        let whole = header(kind: 5, descriptors: 0, payload: 10) + [UInt8](repeating: 1, count: 10)
+        #expect { try receive(raw: Array(whole.prefix(length))) } throws: { ($0 as? HandoverError)?.code == .peerGone }
+    }
+
+    @Test("descriptors that were not announced are refused and closed")
+    func surplus() throws {
+        let file = try MemoryFile.create(name: "f", byteCount: 4096)
+        #expect { try receive(raw: header(kind: 3, descriptors: 0, payload: 0), descriptors: [file]) } throws: {
+            ($0 as? HandoverError)?.code == .malformed
+        }
+    }
+
+    @Test("memory files are judged: kind, size, seals")
+    func judged() throws {
+        let good = try MemoryFile.create(name: "ram", byteCount: 8192)
+        try ReceivedMemory.judge(good, byteCount: 8192, name: "ram")
+        #expect(throws: HandoverError.self) { try ReceivedMemory.judge(good, byteCount: 4096, name: "ram") }
+        let pipe = try OwnedDescriptor.pipe().readEnd
+        #expect(throws: HandoverError.self) { try ReceivedMemory.judge(pipe, byteCount: 8192, name: "ram") }
+        let plain = try OwnedDescriptor.open("/proc/self/exe", flags: O_RDONLY)
+        let size = try plain.status().byteCount
+        #expect(throws: HandoverError.self) { try ReceivedMemory.judge(plain, byteCount: size, name: "ram") }
+        #expect(throws: HandoverError.self) { try OwnershipWord(adopting: good) }
+    }
+
+    @Test("populating fills the page tables for what holds data and leaves holes alone")
+    func populate() throws {
+        let file = try MemoryFile.create(name: "ram", byteCount: 64 << 20)
+        let mapping = try OwnedMapping(byteCount: 64 << 20, descriptor: file)
+        for page in [0, 1, 700] { mapping.base.storeBytes(of: 1, toByteOffset: page * 4096, as: UInt8.self) }
+        let second = try OwnedMapping(byteCount: 64 << 20, descriptor: file)
+        let populated = ReceivedMemory.populate(second, of: file)
+        #expect(populated >= 3 * 4096 && populated <= 8 << 20)
+        var status = stat()
+        #expect(fstat(file.rawValue, &status) == 0 && status.st_blocks * 512 <= 8 << 20)
+    }
+}

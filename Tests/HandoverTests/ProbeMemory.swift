@@ -1,0 +1,1 @@
+../Support/HandoverProbe/ProbeMemory.swift
