@@ -31,8 +31,10 @@ extension RISCVHart {
 
         // What does not round has another use for the field.
         var mode = UInt8(truncatingIfNeeded: f3)
-        let rounds = w & 0x7f != 0x53 || !(operation == 0b00100 || operation == 0b00101 || operation == 0b10100
-            || operation == 0b11100 || operation == 0b11110)
+        let rounds =
+            w & 0x7f != 0x53
+            || !(operation == 0b00100 || operation == 0b00101 || operation == 0b10100
+                || operation == 0b11100 || operation == 0b11110)
         if rounds {
             if mode == 7 { mode = UInt8(truncatingIfNeeded: x[Word.frm]) }
             if mode > 4 { return raiseIllegal(ip) }

@@ -77,7 +77,8 @@ extension RISCVHart {
         }
         var value: UInt64 = 0
         for index in 0..<width {
-            let byte = index < first
+            let byte =
+                index < first
                 ? low.load(fromByteOffset: Int(index), as: UInt8.self)
                 : high.load(fromByteOffset: Int(index - first), as: UInt8.self)
             value |= UInt64(byte) << (index * 8)
@@ -151,7 +152,8 @@ extension RISCVHart {
         }
         // The cache first, then the tables.
         let kind = isLoad ? AccessKind.load : AccessKind.store
-        let entry = Words(bitPattern: UInt(x[Word.tlb])).unsafelyUnwrapped
+        let entry =
+            Words(bitPattern: UInt(x[Word.tlb])).unsafelyUnwrapped
             + (isLoad ? 0 : Word.storeTLB) + Int(truncatingIfNeeded: address >> 12 & 255) * 2
         let host: UnsafeMutableRawPointer
         if entry[0] == address & ~0xfff {
@@ -182,9 +184,10 @@ extension RISCVHart {
             case 3:
                 var done = false
                 if reservedAddress == UInt(bitPattern: host) {
-                    done = value.pointee.compareExchange(
-                        expected: reservedValue, desired: operand, ordering: .sequentiallyConsistent
-                    ).exchanged
+                    done =
+                        value.pointee.compareExchange(
+                            expected: reservedValue, desired: operand, ordering: .sequentiallyConsistent
+                        ).exchanged
                 }
                 reservedAddress = 0
                 result = done ? 0 : 1
@@ -216,9 +219,10 @@ extension RISCVHart {
             case 3:
                 var done = false
                 if reservedAddress == UInt(bitPattern: host) {
-                    done = value.pointee.compareExchange(
-                        expected: reservedValue.low, desired: operand, ordering: .sequentiallyConsistent
-                    ).exchanged
+                    done =
+                        value.pointee.compareExchange(
+                            expected: reservedValue.low, desired: operand, ordering: .sequentiallyConsistent
+                        ).exchanged
                 }
                 reservedAddress = 0
                 result = done ? 0 : 1

@@ -122,8 +122,9 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     /// Where the hart begins after ``reset()``.
     package var resetVector: UInt64 = 0x1000
 
-    init(index: Int, configuration: RISCVConfiguration, map: SharedMemoryMap, bus: any ProcessorBus, clock: VirtualClock)
-    {
+    init(
+        index: Int, configuration: RISCVConfiguration, map: SharedMemoryMap, bus: any ProcessorBus, clock: VirtualClock
+    ) {
         self.index = index
         self.configuration = configuration
         self.map = map
@@ -172,7 +173,9 @@ package final class RISCVHart: Processor, @unchecked Sendable {
 
     /// Power-on state. Interrupt inputs keep their levels: they belong to whoever drives them.
     package func reset() {
-        for register in 0..<Word.scalarCount where register != Word.tlb && register != Word.jumpCache { x[register] = 0 }
+        for register in 0..<Word.scalarCount where register != Word.tlb && register != Word.jumpCache {
+            x[register] = 0
+        }
         x[Word.pc] = resetVector
         privilege = 3
         status = 0xa_0000_0000
@@ -245,7 +248,8 @@ package final class RISCVHart: Processor, @unchecked Sendable {
         ]
         lines += control.map { field($0.0, $0.1) }
         let names = [
-            "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7",
+            "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6",
+            "a7",
             "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
         ]
         for row in stride(from: 0, to: 32, by: 4) {

@@ -70,7 +70,9 @@ extension RISCVHart {
                     guard entry & 8 != 0 else { return Self.noAddress }
                 }
                 if entry & 0x10 != 0 {
-                    if privilege == 1 && (kind == AccessKind.fetch || status & Status.sum == 0) { return Self.noAddress }
+                    if privilege == 1 && (kind == AccessKind.fetch || status & Status.sum == 0) {
+                        return Self.noAddress
+                    }
                 } else if privilege == 0 {
                     return Self.noAddress
                 }

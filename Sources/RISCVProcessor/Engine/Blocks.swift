@@ -42,7 +42,8 @@ extension RISCVHart {
         }
         guard let result = block(in: page, at: Int(truncatingIfNeeded: pc & 0xfff)) else { return leaveToDropCode(pc) }
         x[Word.vbase] = virtualPage
-        let jump = Words(bitPattern: UInt(x[Word.jumpCache])).unsafelyUnwrapped
+        let jump =
+            Words(bitPattern: UInt(x[Word.jumpCache])).unsafelyUnwrapped
             + Int(truncatingIfNeeded: pc >> 1 & UInt64(Word.jumpEntries - 1)) * 2
         jump[0] = pc
         jump[1] = result.address
@@ -78,7 +79,8 @@ extension RISCVHart {
             x[Word.retiredInBlock] = 0
             return leaveOperation
         }
-        let entry = Words(bitPattern: UInt(x[Word.jumpCache])).unsafelyUnwrapped
+        let entry =
+            Words(bitPattern: UInt(x[Word.jumpCache])).unsafelyUnwrapped
             + Int(truncatingIfNeeded: pc >> 1 & UInt64(Word.jumpEntries - 1)) * 2
         if entry[0] == pc {
             x[Word.vbase] = pc & ~0xfff
@@ -185,8 +187,9 @@ extension RISCVHart {
         faultCause = Cause.fetchAccess
         let region = map.region(at: physical)
         let permissions = pmp.permissions(first: physical, last: physical &+ 1, privilege: privilege)
-        guard region >= 0, permissions & (PhysicalMemoryProtection.execute | PhysicalMemoryProtection.mixed)
-            == PhysicalMemoryProtection.execute
+        guard region >= 0,
+            permissions & (PhysicalMemoryProtection.execute | PhysicalMemoryProtection.mixed)
+                == PhysicalMemoryProtection.execute
         else { return nil }
         return map.regions[region].host.load(
             fromByteOffset: Int(physical - map.regions[region].address), as: UInt16.self)

@@ -73,7 +73,8 @@ func expandCompressed(_ halfword: UInt16) -> UInt32 {
         var imm = (w >> 11 & 1) << 4 | (w >> 9 & 3) << 8 | (w >> 8 & 1) << 10 | (w >> 7 & 1) << 6
         imm |= (w >> 6 & 1) << 7 | (w >> 3 & 7) << 1 | (w >> 2 & 1) << 5
         if w >> 12 & 1 != 0 { imm |= 0x1f_f800 }
-        return (imm >> 20 & 1) << 31 | (imm >> 1 & 0x3ff) << 21 | (imm >> 11 & 1) << 20 | (imm >> 12 & 0xff) << 12 | 0x6f
+        return (imm >> 20 & 1) << 31 | (imm >> 1 & 0x3ff) << 21 | (imm >> 11 & 1) << 20 | (imm >> 12 & 0xff) << 12
+            | 0x6f
     case 0b01_110: return branch(0)
     case 0b01_111: return branch(1)
     case 0b10_000: return i(0x13, 1, rd, rd, shift)

@@ -57,7 +57,8 @@ struct Decoder {
         case 0x67:
             guard f3 == 0 else { return illegal }
             return (
-                Operation(rd == 0 ? .jumpRegister : .jumpAndLinkRegister, rd: to, rs1: rs1, rs2: length, imm: iImm), .last
+                Operation(rd == 0 ? .jumpRegister : .jumpAndLinkRegister, rd: to, rs1: rs1, rs2: length, imm: iImm),
+                .last
             )
         case 0x63:
             var imm = (w >> 8 & 15) << 1 | (w >> 25 & 0x3f) << 5 | (w >> 7 & 1) << 11
