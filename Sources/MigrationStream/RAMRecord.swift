@@ -307,6 +307,10 @@ package struct RAMEncoder: Sendable {
         self.blocks = blocks
     }
 
+    /// Names the block again in the next page record. A stock source does so when it has sent its lists of pages to
+    /// discard, before the pages of postcopy.
+    package mutating func forgetLastBlock() { lastBlock = -1 }
+
     /// The block list, as it stands in the first RAM section. With `mapped-ram` write it entry by entry instead.
     package func writeBlockList(to writer: StreamWriter) {
         precondition(!options.isMapped, "entries of a mapped-ram list are apart in the file")

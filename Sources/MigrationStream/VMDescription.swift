@@ -159,7 +159,7 @@ extension DeviceDescription {
         ]
         if let undescribedByteCount {
             members.append(.init(key: "size", value: .integer(Int64(clamping: undescribedByteCount))))
-            members.append(.init(key: "fields", value: content.fieldsJSON))
+            members.append(.init(key: "fields", value: .array(content.fields.map { .object($0.undescribedMembers) })))
         } else {
             members += content.members
         }
@@ -200,6 +200,14 @@ extension FieldDescription {
         }
         members.append(.init(key: "size", value: .integer(Int64(clamping: byteCount))))
         return members
+    }
+
+    /// In a device whose parts are not described the order is another.
+    var undescribedMembers: [DescriptionJSON.Member] {
+        [
+            .init(key: "name", value: .string(name)), .init(key: "size", value: .integer(Int64(clamping: byteCount))),
+            .init(key: "type", value: .string(type)),
+        ]
     }
 }
 

@@ -12,6 +12,8 @@ package final class VMStateDecoder: StateCoder {
     /// What went wrong with the bytes, as opposed to the values; tells `incomplete` from `malformed`.
     package private(set) var streamError: StreamError?
     private var hasSubsections = false
+    /// How many structures and subsections we are inside of.
+    private var depth = 0
 
     package init(from cursor: StreamCursor, component: String, version: UInt32, layout: StateLayout) {
         self.cursor = cursor
@@ -75,7 +77,11 @@ package final class VMStateDecoder: StateCoder {
     private func level(_ body: (inout any StateCoder) throws(StateError) -> Void) throws(StateError) {
         let outerHasSubsections = hasSubsections
         hasSubsections = false
-        defer { hasSubsections = outerHasSubsections }
+        depth += 1
+        defer {
+            hasSubsections = outerHasSubsections
+            depth -= 1
+        }
         var coder: any StateCoder = self
         try body(&coder)
     }
@@ -107,8 +113,8 @@ package final class VMStateDecoder: StateCoder {
         var taken: Set<String> = []
         while let name = try peekSubsectionName() {
             guard let subsection = list.first(where: { $0.name == name }) else {
-                // Perhaps the parent's: it stands after ours. The outermost level refuses what nobody took.
-                return
+                guard depth > 0 else { throw .unknownSubsection(component: component, name: name) }
+                return  // perhaps the parent's: those stand after ours
             }
             guard taken.insert(name).inserted else {
                 throw .invalid(component: component, field: name, value: "present twice")
@@ -135,7 +141,7 @@ package final class VMStateDecoder: StateCoder {
         } catch { throw failure(error) }
     }
 
-    /// Call after the component has read its fields: a subsection that nobody took is refused.
+    /// Call after the component has read its fields: a subsection that nobody asked for is refused.
     package func finish() throws(StateError) {
         // A section without footer may be the last thing in the buffer; then there is nothing to look at.
         guard cursor.remaining > 0, let name = try peekSubsectionName() else { return }
