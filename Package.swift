@@ -65,7 +65,7 @@ let package = Package(
             "Machine",
             vocabulary + [
                 "DeviceModel", "PlatformDevices", "VirtioDevices", "HostBackends", "ProcessorModel", "RISCVProcessor",
-                "LinuxCalls",
+                "LinuxCalls", system,
             ]),
 
         // What moves it.
@@ -90,7 +90,7 @@ let package = Package(
         // Tests.
         library("MigrationTestKit", vocabulary + ["MigrationEngine", "MigrationStream"]),
         library("ProcessTestKit", ["LinuxCalls"]),
-        tests("ArchitectureTests", []),
+        tests("ArchitectureTests", ["LinuxCalls", "ProcessTestKit"]),
         tests("LinuxCallsTests", ["LinuxCalls"]),
         tests("GuestMemoryTests", ["GuestMemory"]),
         tests("PlatformDevicesTests", ["PlatformDevices"]),
