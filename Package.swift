@@ -37,7 +37,8 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 let package = Package(
     name: "sidestep",
     products: [
-        .executable(name: "sidestep", targets: ["sidestep"])
+        .executable(name: "sidestep", targets: ["sidestep"]),
+        .library(name: "LocalMigration", targets: ["LocalMigration"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -76,6 +77,12 @@ let package = Package(
             vocabulary + ["MigrationEngine", "MigrationStream", "LinuxCalls", "CLinuxShims", system]),
         library("QMPProtocol"),
 
+        // The library for any Swift process, and a program that uses it.
+        library("LocalMigration", ["MigrationChannels", "LinuxCalls"]),
+        .executableTarget(
+            name: "key-value-server", dependencies: ["LocalMigration"], path: "Examples/KeyValueServer",
+            swiftSettings: strict),
+
         // Where the halves meet.
         library(
             "Supervisor",
@@ -108,6 +115,7 @@ let package = Package(
             name: "handover-probe", dependencies: ["MigrationChannels", "LinuxCalls"],
             path: "Tests/Support/HandoverProbe", swiftSettings: strict),
         tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
+        tests("LocalMigrationTests", ["LinuxCalls", "key-value-server", "ProcessTestKit"]),
         tests("InteroperabilityTests", ["LinuxCalls", "MigrationStream", "ProcessTestKit"]),
     ]
 )
