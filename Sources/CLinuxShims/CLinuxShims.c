@@ -38,6 +38,11 @@ ssize_t shim_send_with_descriptors(int socket, const void *bytes, size_t byteCou
     return sendmsg(socket, &message, flags | MSG_NOSIGNAL);
 }
 
+ssize_t shim_send_pieces(int socket, const struct iovec *pieces, size_t pieceCount, int flags) {
+    struct msghdr message = {.msg_iov = (struct iovec *)pieces, .msg_iovlen = pieceCount > 1024 ? 1024 : pieceCount};
+    return sendmsg(socket, &message, flags | MSG_NOSIGNAL);
+}
+
 ssize_t shim_receive_with_descriptors(int socket, const struct iovec *pieces, size_t pieceCount, int *descriptors,
                                       size_t *descriptorCount, int *truncated, int flags) {
     size_t room = *descriptorCount;

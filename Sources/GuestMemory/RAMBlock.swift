@@ -1,4 +1,5 @@
 package import LinuxCalls
+import Glibc
 import Synchronization
 
 /// Where a RAM block's bytes live.
@@ -23,6 +24,13 @@ package let guestPageSize = 4096
     package let file: OwnedDescriptor?
     /// Pages written since they were last taken.
     package let dirty: DirtyBitmap
+    /// Ranges that lie in a file other than ``file``, ascending.
+    private let foreign = Mutex<[ForeignRange]>([])
+
+    private struct ForeignRange: Sendable {
+        let range: Range<Int>
+        let file: OwnedDescriptor
+    }
 
     package init(name: String, byteCount: Int, backend: MemoryBackend) throws(SystemCallError) {
         precondition(byteCount > 0 && byteCount % guestPageSize == 0, "RAM comes in pages")
@@ -48,6 +56,76 @@ package let guestPageSize = 4096
 
     /// Host address of the first byte. Stable for the life of the block.
     package var base: UnsafeMutableRawPointer { unsafe mapping.base }
+
+    /// All of it lies in ``file`` (or none of it in any): the file alone is the block.
+    package var isWhole: Bool { foreign.withLock { $0.isEmpty } }
+
+    /// Gives pages back to the host; they read as zero afterwards. For a memfd they are gone for everybody who has it.
+    /// - Parameters: Multiples of the host page size.
+    package func free(offset: Int, byteCount: Int) throws(SystemCallError) {
+        precondition(offset >= 0 && byteCount > 0 && offset + byteCount <= self.byteCount)
+        guard file != nil else {
+            try mapping.advise(offset: offset, byteCount: byteCount, 4)  // MADV_DONTNEED
+            return
+        }
+        for (range, file) in pieces(of: offset..<(offset + byteCount)) {
+            try MemoryFile.punchHole(in: file, offset: range.lowerBound, byteCount: range.count)
+        }
+    }
+
+    /// Maps a range of another memfd, at the same offset, over this block's; the address stays.
+    /// Nobody may write there meanwhile.
+    package func replace(_ range: Range<Int>, with other: OwnedDescriptor) throws(SystemCallError) {
+        precondition(range.lowerBound >= 0 && range.upperBound <= byteCount && !range.isEmpty)
+        try mapping.replace(offset: range.lowerBound, byteCount: range.count, with: other)
+        foreign.withLock { list in
+            list = list.flatMap { Self.subtract(range, from: $0) }
+            list.append(ForeignRange(range: range, file: other))
+            list.sort { $0.range.lowerBound < $1.range.lowerBound }
+        }
+    }
+
+    /// Brings everything that ``replace(_:with:)`` put elsewhere back into this block's own file, piece by piece, so that
+    /// at most `pieceByteCount` bytes exist twice. Only while the guest is paused.
+    package func makeWhole(pieceByteCount: Int = 4 << 20) throws(SystemCallError) {
+        guard let file else { return }
+        while let entry = foreign.withLock({ $0.first }) {
+            let end = min(entry.range.lowerBound + pieceByteCount, entry.range.upperBound)
+            let piece = entry.range.lowerBound..<end
+            let copy = try OwnedMapping(byteCount: piece.count, descriptor: file, offset: piece.lowerBound)
+            unsafe memcpy(copy.base, base + piece.lowerBound, piece.count)
+            try mapping.replace(offset: piece.lowerBound, byteCount: piece.count, with: file)
+            try? MemoryFile.punchHole(in: entry.file, offset: piece.lowerBound, byteCount: piece.count)
+            foreign.withLock { list in list = list.flatMap { Self.subtract(piece, from: $0) } }
+        }
+    }
+
+    private static func subtract(_ range: Range<Int>, from entry: ForeignRange) -> [ForeignRange] {
+        guard entry.range.overlaps(range) else { return [entry] }
+        var left: [ForeignRange] = []
+        if entry.range.lowerBound < range.lowerBound {
+            left.append(ForeignRange(range: entry.range.lowerBound..<range.lowerBound, file: entry.file))
+        }
+        if entry.range.upperBound > range.upperBound {
+            left.append(ForeignRange(range: range.upperBound..<entry.range.upperBound, file: entry.file))
+        }
+        return left
+    }
+
+    /// The parts of a range and the file each lies in.
+    private func pieces(of range: Range<Int>) -> [(Range<Int>, OwnedDescriptor)] {
+        guard let file else { return [] }
+        var result: [(Range<Int>, OwnedDescriptor)] = []
+        var position = range.lowerBound
+        for entry in foreign.withLock({ $0 }) where entry.range.overlaps(range) {
+            let common = entry.range.clamped(to: range)
+            if position < common.lowerBound { result.append((position..<common.lowerBound, file)) }
+            result.append((common, entry.file))
+            position = common.upperBound
+        }
+        if position < range.upperBound { result.append((position..<range.upperBound, file)) }
+        return result
+    }
 }
 
 /// One bit per page of a RAM block, set by whoever writes to the page, from any thread.

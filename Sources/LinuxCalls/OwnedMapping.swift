@@ -43,6 +43,17 @@ package let hostPageSize = Int(sysconf(CInt(_SC_PAGESIZE)))
     }
 }
 
+extension OwnedMapping {
+    /// Maps a part of a file, shared, over a part of this area; the address stays. Source: mmap(2), MAP_FIXED.
+    package func replace(offset: Int, byteCount: Int, with descriptor: OwnedDescriptor) throws(SystemCallError) {
+        precondition(offset >= 0 && byteCount > 0 && offset + byteCount <= self.byteCount)
+        let wanted = unsafe base + offset
+        let address = unsafe mmap(
+            wanted, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor.rawValue, off_t(offset))
+        guard unsafe address == wanted else { throw .last("mmap", subject: "\(byteCount) bytes") }
+    }
+}
+
 /// Anonymous files that live in memory and cross to other processes by descriptor.
 package enum MemoryFile {
     /// Makes a memfd of `byteCount` bytes, close-on-exec, sealed so that nobody can shrink or grow it.
@@ -58,6 +69,14 @@ package enum MemoryFile {
             shim_fcntl_int(file.rawValue, SHIM_F_ADD_SEALS, SHIM_F_SEAL_SHRINK | SHIM_F_SEAL_GROW | SHIM_F_SEAL_SEAL)
         }
         return file
+    }
+
+    /// Gives a part of a memfd back to the host; it reads as zero afterwards. Source: fallocate(2).
+    package static func punchHole(in file: OwnedDescriptor, offset: Int, byteCount: Int) throws(SystemCallError) {
+        _ = try retrying("fallocate") {
+            shim_fallocate(
+                file.rawValue, SHIM_FALLOC_FL_PUNCH_HOLE | SHIM_FALLOC_FL_KEEP_SIZE, Int64(offset), Int64(byteCount))
+        }
     }
 
     /// The seals of a memfd (`F_SEAL_*`).

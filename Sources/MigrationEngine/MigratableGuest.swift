@@ -8,6 +8,8 @@ package protocol MigratableGuest: AnyObject, Sendable {
     var machineName: String { get }
     /// RAM blocks in the order of the block list on the wire.
     var ramBlocks: [RAMBlock] { get }
+    /// Guest-physical address of a block; on the wire with `x-ignore-shared`, 0 if it has none.
+    func guestAddress(of block: RAMBlock) -> UInt64
     /// Starts marking written pages: clears the bitmaps is the caller's business, this drops every fast write path so
     /// that from the moment it returns each write is marked. Called at the start of each round, guest running or not.
     func restartDirtyTracking() throws
@@ -22,4 +24,9 @@ package protocol MigratableGuest: AnyObject, Sendable {
     var components: [any StatefulComponent] { get }
     /// Called at the destination when every component is loaded, before ``resume()``: derive what is not in the state.
     func finishLoading() throws
+}
+
+extension MigratableGuest {
+    /// Guest-physical address of a block, for `x-ignore-shared`.
+    package func guestAddress(of block: RAMBlock) -> UInt64 { 0 }
 }

@@ -5,7 +5,7 @@ import Synchronization
 
 /// One RV64 hart in software.
 ///
-/// SAFETY: all mutable state belongs to the thread that calls ``run()``, or, while nobody does, to whoever stopped the machine.
+/// All mutable state belongs to the thread that calls ``run()``, or, while nobody does, to whoever stopped the machine.
 /// The exceptions are atomics: the interrupt inputs, the requests and the counters that others may read.
 package final class RISCVHart: Processor, @unchecked Sendable {
     package let index: Int
@@ -264,7 +264,6 @@ package final class RISCVHart: Processor, @unchecked Sendable {
 
 /// Tells a callback of the memory whether the harts are still there, without keeping them.
 private final class WeakHarts: Sendable {
-    // SAFETY: a weak reference is loaded atomically, and nothing writes this one after init.
     private struct Reference: @unchecked Sendable { weak var hart: RISCVHart? }
     private let references: [Reference]
     init(_ harts: [RISCVHart]) { references = harts.map { Reference(hart: $0) } }

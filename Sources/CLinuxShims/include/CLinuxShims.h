@@ -22,6 +22,9 @@
 ssize_t shim_send_with_descriptors(int socket, const void *bytes, size_t byteCount, const int *descriptors,
                                    size_t descriptorCount, int flags);
 
+/// sendmsg(2) of up to 1024 pieces without descriptors. MSG_NOSIGNAL is always set.
+ssize_t shim_send_pieces(int socket, const struct iovec *pieces, size_t pieceCount, int flags);
+
 /// recvmsg(2) with room for `*descriptorCount` descriptors (at most SHIM_DESCRIPTORS_MAX); on return `*descriptorCount` is how many
 /// arrived, all close-on-exec. `*truncated` is 1 if the kernel had to drop ancillary data (MSG_CTRUNC).
 ssize_t shim_receive_with_descriptors(int socket, const struct iovec *pieces, size_t pieceCount, int *descriptors,

@@ -166,8 +166,7 @@ if arguments.count > 1, arguments[1] == "source" {
     guest = try ScriptedGuest(nil)
     let socket = OwnedDescriptor(adopting: 3)
     try socket.setCloseOnExec(true)
-    var destination = HandoverDestination(socket: socket, program: "probe", atStep: fault("destination"))
-    switch destination.run(guest) {
+    switch HandoverDestination(socket: socket, program: "probe", atStep: fault("destination")).run(guest) {
     case .running: guest.shared[.destinationOutcome] = 1
     case .notOurs(let error, let owner):
         report("not ours: \(error)\n")

@@ -1,0 +1,91 @@
+package import CLinuxShims
+import Glibc
+import SystemPackage
+
+/// Calls that take many pieces of memory at once. None of them retries `EAGAIN`; all retry `EINTR`.
+package enum GatheredIO {
+    /// Pieces one call takes; more are left for the next.
+    package static let piecesMax = 1024
+
+    /// sendmsg(2) without descriptors, non-blocking; answers how many bytes were taken.
+    package static func send(_ pieces: UnsafeMutableBufferPointer<iovec>, to socket: OwnedDescriptor)
+        throws(SystemCallError) -> Int
+    {
+        try retrying("sendmsg") {
+            unsafe shim_send_pieces(
+                socket.rawValue, pieces.baseAddress, min(pieces.count, piecesMax), CInt(MSG_DONTWAIT))
+        }
+    }
+
+    /// writev(2).
+    package static func write(_ pieces: UnsafeMutableBufferPointer<iovec>, to file: OwnedDescriptor)
+        throws(SystemCallError) -> Int
+    {
+        try retrying("writev") {
+            unsafe writev(file.rawValue, pieces.baseAddress, CInt(min(pieces.count, piecesMax)))
+        }
+    }
+
+    /// readv(2).
+    package static func read(_ pieces: UnsafeMutableBufferPointer<iovec>, from file: OwnedDescriptor)
+        throws(SystemCallError) -> Int
+    {
+        try retrying("readv") {
+            unsafe readv(file.rawValue, pieces.baseAddress, CInt(min(pieces.count, piecesMax)))
+        }
+    }
+
+    /// recvmsg(2), non-blocking, with room for up to 8 descriptors, which come close-on-exec.
+    package static func receive(_ pieces: UnsafeMutableBufferPointer<iovec>, from socket: OwnedDescriptor)
+        throws(SystemCallError) -> (byteCount: Int, descriptors: [OwnedDescriptor], isTruncated: Bool)
+    {
+        var numbers: (CInt, CInt, CInt, CInt, CInt, CInt, CInt, CInt) = (-1, -1, -1, -1, -1, -1, -1, -1)
+        var count = 8
+        var truncated: CInt = 0
+        let received = try retrying("recvmsg") {
+            count = 8
+            return unsafe withUnsafeMutablePointer(to: &numbers) { tuple in
+                unsafe tuple.withMemoryRebound(to: CInt.self, capacity: 8) { list in
+                    unsafe shim_receive_with_descriptors(
+                        socket.rawValue, pieces.baseAddress, min(pieces.count, piecesMax), list, &count, &truncated,
+                        CInt(MSG_DONTWAIT))
+                }
+            }
+        }
+        guard count > 0 else { return (received, [], truncated != 0) }
+        let owned = unsafe withUnsafeBytes(of: &numbers) { bytes in
+            unsafe bytes.bindMemory(to: CInt.self)[..<count].map { OwnedDescriptor(adopting: $0) }
+        }
+        return (received, owned, truncated != 0)
+    }
+
+    /// Waits for one of two descriptors. Answers what is ready of each; both empty when the time is over.
+    /// - Parameter timeoutMilliseconds: -1 waits for ever.
+    package static func wait(
+        for events: Int16, on first: OwnedDescriptor, orReadable second: OwnedDescriptor, timeoutMilliseconds: Int
+    ) throws(SystemCallError) -> (first: Int16, second: Int16) {
+        var entries = (
+            pollfd(fd: first.rawValue, events: events, revents: 0),
+            pollfd(fd: second.rawValue, events: Int16(POLLIN), revents: 0)
+        )
+        _ = try retrying("poll") {
+            unsafe withUnsafeMutablePointer(to: &entries) { tuple in
+                unsafe tuple.withMemoryRebound(to: pollfd.self, capacity: 2) {
+                    unsafe poll($0, 2, CInt(clamping: timeoutMilliseconds))
+                }
+            }
+        }
+        return (entries.0.revents, entries.1.revents)
+    }
+
+    /// Asks for larger socket buffers; the kernel gives what its limits allow. Source: socket(7).
+    package static func enlargeBuffers(of socket: OwnedDescriptor, byteCount: Int) {
+        var value = CInt(clamping: byteCount)
+        let size = socklen_t(MemoryLayout<CInt>.size)
+        unsafe _ = setsockopt(socket.rawValue, SOL_SOCKET, SO_SNDBUF, &value, size)
+        unsafe _ = setsockopt(socket.rawValue, SOL_SOCKET, SO_RCVBUF, &value, size)
+    }
+
+    /// Writing to a pipe whose reader is gone becomes an error instead of the death of the process. Source: signal(7).
+    package static func ignorePipeSignal() { _ = signal(SIGPIPE, SIG_IGN) }
+}

@@ -1,0 +1,80 @@
+package import ComponentState
+package import MigrationStream
+
+/// How a migration's pages reach the destination.
+package enum MigrationStrategy: String, Hashable, Sendable, CaseIterable {
+    /// Rounds while the guest runs, then a stop for the rest.
+    case precopy
+    /// The guest stops first: one pass, and pages may be given away as they go.
+    case stopAndCopy = "stop-and-copy"
+    /// One round, then the guest runs at the destination and pages follow.
+    case postcopy
+}
+
+/// What both ends are told about a migration before it begins. Capabilities must be alike at both ends, except that
+/// the return path need only be on at the source.
+package struct MigrationConfiguration: Sendable {
+    package var capabilities: Set<MigrationCapability> = []
+    package var parameters = MigrationParameters()
+    package var strategy = MigrationStrategy.precopy
+    /// Whose device state to write. A destination recognises all.
+    package var layout = StateLayout.native
+    /// COMMAND 11 before the final phase; nil is what the layout's QEMU does. 7.2 refuses it.
+    package var sendsSwitchoverStart: Bool?
+    /// The stream's self-description: a stock destination waits for one. `{}` is written when this is false.
+    package var writesDescription = true
+    /// Blocks whose memory both ends share (`x-ignore-shared`): listed, not sent.
+    package var sharedBlocks: Set<String> = []
+    /// Compared with ``MigrationCapability/validateUUID``.
+    package var uuid: [UInt8]?
+    /// Run state to write into `globalstate`; nil is `running` or `paused`, as the guest was.
+    package var runState: String?
+    /// How long the destination may take, once everything was sent, to say that it has the guest; 0 waits for ever.
+    package var verdictLimitMilliseconds: UInt64 = 0
+    /// Destination: leave the guest paused even if it ran at the source.
+    package var staysPaused = false
+    /// Destination: parts of the stream's order that old machine types leave out.
+    package var configurationIsOptional = false
+    package var hasFooters = true
+    package var limits = StreamLimits()
+
+    package init() {}
+
+    package func has(_ capability: MigrationCapability) -> Bool { capabilities.contains(capability) }
+
+    /// Throws when it contradicts itself.
+    package func validate() throws(MigrationError) {
+        try capabilities.validate()
+        try parameters.validate()
+        if strategy == .postcopy && !has(.postcopyRAM) {
+            throw MigrationError(.invalidConfiguration, in: .setup, "a postcopy requires postcopy-ram")
+        }
+        if has(.validateUUID), uuid?.count != 16 {
+            throw MigrationError(.invalidConfiguration, in: .setup, "validate-uuid requires a uuid")
+        }
+        if !sharedBlocks.isEmpty && !has(.ignoreShared) {
+            throw MigrationError(.invalidConfiguration, in: .setup, "shared blocks require x-ignore-shared")
+        }
+    }
+
+    /// Names for the CONFIGURATION record, in QEMU's order.
+    var announcedCapabilities: [String]? {
+        let names = MigrationCapability.allCases.filter { $0.isAnnounced && has($0) }.map(\.rawValue)
+        return names.isEmpty ? nil : names
+    }
+
+    var writesSwitchoverStart: Bool { sendsSwitchoverStart ?? (layout == .qemu10_0 || layout == .qemu11_1) }
+}
+
+/// Who runs the guest, for two processes that share more than a stream. With a peer that has no such thing the
+/// return path's last word decides alone.
+package protocol GuestOwnership: Sendable {
+    /// Source: everything was sent, the destination may take the guest from now on.
+    func offer() throws
+    /// Source: takes the guest back. False when the destination has it.
+    func withdraw() -> Bool
+    /// Source: the destination has taken the guest. Looked at while waiting for its last word.
+    var isTaken: Bool { get }
+    /// Destination: takes the guest, before its first instruction. False when the source took it back.
+    func claim() -> Bool
+}

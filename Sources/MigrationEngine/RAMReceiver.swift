@@ -1,0 +1,206 @@
+package import GuestMemory
+import Glibc
+package import MigrationStream
+
+/// The destination's RAM: judges the block list and puts pages where they belong.
+package final class RAMReceiver {
+    package let blocks: [RAMBlock]
+    private let isIgnored: [Bool]
+    package var decoder: RAMDecoder
+    private let hooks: (any DestinationRAMHooks)?
+    /// Pages that may hold something other than zeroes: those with contents before, and those received.
+    private var mayHoldData: [PageSet]
+    /// Blocks in the order of the source's list.
+    package private(set) var listed: [RAMBlock] = []
+    package private(set) var hasStarted = false
+    package private(set) var hasEnded = false
+    package private(set) var progress = RAMProgress()
+    /// A run of flipped pages that is still growing.
+    private var flipped: PageRun?
+
+    package init(
+        guest: any MigratableGuest, configuration: MigrationConfiguration, hooks: (any DestinationRAMHooks)?
+    ) {
+        self.hooks = hooks
+        blocks = guest.ramBlocks
+        isIgnored = blocks.map { configuration.sharedBlocks.contains($0.name) }
+        decoder = RAMDecoder(
+            blocks: RAMSender.descriptions(of: guest, configuration), options: RAMSender.options(configuration),
+            limits: configuration.limits)
+        mayHoldData = blocks.map { block in
+            var set = PageSet(pageCount: block.pageCount)
+            guard var map = DataMap(block) else {
+                set.insertAll()
+                return set
+            }
+            var page = 0
+            while page < block.pageCount {
+                let (isHole, count) = map.extent(at: page)
+                let end = min(page + count, block.pageCount)
+                if !isHole { set.insert(page..<end) }
+                page = end
+            }
+            return set
+        }
+        for (index, block) in blocks.enumerated() where !isIgnored[index] {
+            progress.totalByteCount += UInt64(block.byteCount)
+        }
+    }
+
+    /// Reads the body of a RAM section, up to its end mark.
+    package func receiveSection(_ header: SectionHeader, from input: StreamInput) throws(MigrationError) {
+        do throws(StreamError) {
+            try decoder.beginSection(header.kind, version: header.version, at: input.buffer.offset)
+        } catch { throw StreamInput.migrationError(error, in: input.phase, false) }
+        switch header.kind {
+        case .start:
+            guard !hasStarted else {
+                throw MigrationError(.doubledSection, in: input.phase, "section ram came twice")
+            }
+            hasStarted = true
+        case .end: hasEnded = true
+        default: break
+        }
+        while try receiveRecords(from: input) {}
+        if header.kind == .start {
+            guard decoder.isListComplete else {
+                throw MigrationError(.ramMismatch, in: input.phase, "the stream has no list of RAM blocks")
+            }
+            let missing = decoder.missingBlocks
+            guard missing.isEmpty else {
+                throw MigrationError(
+                    .ramMismatch, in: input.phase, "the source has no RAM block \(missing.joined(separator: ", "))")
+            }
+            hooks?.blocksListed(listed)
+        }
+    }
+
+    /// Takes the records at hand and receives more; false at the end mark.
+    private func receiveRecords(from input: StreamInput) throws(MigrationError) -> Bool {
+        var cursor = input.buffer.cursor(isFinal: input.isAtEnd)
+        while true {
+            let record: RAMRecord
+            do throws(StreamError) {
+                record = try decoder.next(&cursor)
+            } catch {
+                input.buffer.consume(to: cursor)
+                guard let needed = error.neededByteCount else {
+                    throw StreamInput.migrationError(error, in: input.phase, input.isAtEnd)
+                }
+                // What was named must be taken before waiting for more names: the source may wait for it.
+                try takeFlipped()
+                cursor = StreamCursor([])
+                try input.fill(minimum: needed)
+                return true
+            }
+            if flipped != nil {
+                if case .flippedPage = record {} else { try takeFlipped() }
+            }
+            switch record {
+            case .page(let reference, let offset):
+                let index = reference.index
+                let destination = unsafe blocks[index].base + Int(offset)
+                let page = Int(offset) / guestPageSize
+                mayHoldData[index].insert(page..<(page &+ 1))
+                progress.normalPages &+= 1
+                if cursor.remaining >= guestPageSize {
+                    do throws(StreamError) {
+                        _ = try unsafe cursor.withBytes(guestPageSize) { bytes in
+                            unsafe memcpy(destination, bytes.baseAddress!, guestPageSize)
+                        }
+                    } catch { throw StreamInput.migrationError(error, in: input.phase, input.isAtEnd) }
+                } else {
+                    input.buffer.consume(to: cursor)
+                    cursor = StreamCursor([])
+                    try unsafe input.read(guestPageSize, into: destination)
+                    cursor = input.buffer.cursor(isFinal: input.isAtEnd)
+                }
+            case .filledPage(let reference, let offset, let byte):
+                fill(reference, Int(offset), byte)
+            case .endOfSection:
+                input.buffer.consume(to: cursor)
+                return false
+            case .memorySize: break
+            case .block(let entry): listed.append(blocks[entry.reference.index])
+            case .flipDescriptor:
+                input.buffer.consume(to: cursor)
+                guard let hooks else {
+                    throw MigrationError(
+                        .capabilityMismatch, in: input.phase, "the channel cannot take a page-flip pipe")
+                }
+                try hooks.loadDescriptor(input)
+                cursor = input.buffer.cursor(isFinal: input.isAtEnd)
+            case .flippedPage(let reference, let offset):
+                let page = Int(offset) / guestPageSize
+                mayHoldData[reference.index].insert(page..<(page &+ 1))
+                progress.normalPages &+= 1
+                if var run = flipped, run.reference == reference, run.pages.upperBound == page {
+                    run.pages = run.pages.lowerBound..<(page + 1)
+                    flipped = run
+                } else {
+                    try takeFlipped()
+                    flipped = PageRun(
+                        block: blocks[reference.index], reference: reference, pages: page..<(page + 1))
+                }
+            case .xbzrlePage(let reference, let offset, let encodedByteCount):
+                input.buffer.consume(to: cursor)
+                cursor = StreamCursor([])
+                try receiveXBZRLE(reference, Int(offset), encodedByteCount, from: input)
+                cursor = input.buffer.cursor(isFinal: input.isAtEnd)
+            case .multifdFlush:
+                break
+            }
+        }
+    }
+
+    private func takeFlipped() throws(MigrationError) {
+        guard let run = flipped else { return }
+        flipped = nil
+        try hooks?.loadPages(run)
+    }
+
+    private func fill(_ reference: BlockReference, _ offset: Int, _ byte: UInt8) {
+        let index = reference.index
+        let page = offset / guestPageSize
+        progress.zeroPages &+= 1
+        let destination = unsafe blocks[index].base + offset
+        if byte == 0 {
+            // A page nobody ever wrote is zero; to look at it would fill it.
+            guard mayHoldData[index].contains(page), unsafe !isZero(destination, byteCount: guestPageSize) else {
+                return
+            }
+        }
+        mayHoldData[index].insert(page..<(page + 1))
+        unsafe memset(destination, Int32(byte), guestPageSize)
+    }
+
+    private func receiveXBZRLE(
+        _ reference: BlockReference, _ offset: Int, _ byteCount: Int, from input: StreamInput
+    ) throws(MigrationError) {
+        let encoded = try input.decode { (cursor: inout StreamCursor) throws(StreamError) in
+            try cursor.readBytes(byteCount)
+        }
+        let block = blocks[reference.index]
+        mayHoldData[reference.index].insert((offset / guestPageSize)..<(offset / guestPageSize + 1))
+        progress.normalPages &+= 1
+        let page = unsafe UnsafeMutableRawBufferPointer(start: block.base + offset, count: guestPageSize)
+        var refusal: XBZRLE.DecodingError?
+        unsafe encoded.withUnsafeBytes { bytes in
+            do throws(XBZRLE.DecodingError) { try unsafe XBZRLE.decode(bytes, into: page) } catch { refusal = error }
+        }
+        if let refusal {
+            throw MigrationError(
+                .streamMalformed, in: input.phase, "a page's differences are malformed", cause: refusal)
+        }
+    }
+
+    /// The RAM is all here as far as the stream can say.
+    package func requireComplete() throws(MigrationError) {
+        guard hasStarted else {
+            throw MigrationError(.missingSection, in: .commit, "the stream ended without section ram")
+        }
+        guard hasEnded else {
+            throw MigrationError(.missingSection, in: .commit, "the stream ended before the end of section ram")
+        }
+    }
+}

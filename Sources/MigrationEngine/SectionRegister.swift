@@ -1,0 +1,73 @@
+package import ComponentState
+
+/// Which components a destination expects, which came, and which layout the source writes. Pure.
+///
+/// Stock QEMU starts a guest whose sections did not all come; this one never does.
+package struct SectionRegister {
+    private struct Key: Hashable {
+        let name: String
+        let instance: UInt32
+    }
+
+    private var components: [Key: any StatefulComponent] = [:]
+    private var order: [Key] = []
+    private var received: Set<Key> = []
+    /// Layouts that fit every section seen so far, the preferred one first.
+    package private(set) var candidates: [StateLayout]
+
+    /// - Parameter layouts: The layouts to consider, in order of preference.
+    package init(components: [any StatefulComponent], layouts: [StateLayout] = StateLayout.allCases) {
+        candidates = layouts
+        for component in components {
+            let key = Key(name: component.sectionName, instance: component.instance)
+            precondition(self.components[key] == nil, "two components are called \(key.name) \(key.instance)")
+            self.components[key] = component
+            order.append(key)
+        }
+    }
+
+    /// The layout to read the next section in.
+    package var layout: StateLayout { candidates.first ?? .native }
+
+    /// The component for a section that begins, which from now on counts as received.
+    package mutating func begin(name: String, instance: UInt32, version: UInt32) throws(MigrationError)
+        -> any StatefulComponent
+    {
+        let key = Key(name: name, instance: instance)
+        guard let component = components[key] else {
+            throw MigrationError(
+                .unknownSection, in: .switchover, "this machine has no section \(Self.text(key)) (version \(version))")
+        }
+        guard !received.contains(key) else {
+            throw MigrationError(.doubledSection, in: .switchover, "section \(Self.text(key)) came twice")
+        }
+        guard component.readableVersions.contains(version) else {
+            let range = component.readableVersions
+            throw MigrationError(
+                .stateRejected, in: .switchover,
+                "section \(Self.text(key)) has version \(version), known are \(range.lowerBound) to \(range.upperBound)"
+            )
+        }
+        received.insert(key)
+        let fitting = candidates.filter { component.sectionVersion(for: $0) == version }
+        if !fitting.isEmpty { candidates = fitting }
+        return component
+    }
+
+    /// Throws unless some layout that fits what came has all its sections.
+    package func requireAll() throws(MigrationError) {
+        var fewest: [String]?
+        for layout in candidates {
+            let missing = order.filter { !received.contains($0) && components[$0]!.sectionVersion(for: layout) != nil }
+            if missing.isEmpty { return }
+            if fewest == nil || missing.count < fewest!.count { fewest = missing.map(Self.text) }
+        }
+        guard let fewest else { return }
+        throw MigrationError(
+            .missingSection, in: .commit, "the stream ended without section \(fewest.joined(separator: ", "))")
+    }
+
+    private static func text(_ key: Key) -> String {
+        key.instance == 0 ? key.name : "\(key.name) \(key.instance)"
+    }
+}

@@ -1,0 +1,98 @@
+import ComponentState
+import Glibc
+import GuestMemory
+import LinuxCalls
+import MigrationChannels
+import MigrationEngine
+import MigrationTestKit
+import Synchronization
+import Testing
+
+/// Two scripted guests with a channel between them, each end of the migration on a thread of its own.
+final class Rig: Sendable {
+    let source: ScriptedGuest
+    let destination: ScriptedGuest
+    let script: GuestScript
+
+    init(
+        script: GuestScript = Rig.script(), pages: [Int] = [1500, 3, 200], backend: MemoryBackend = .memfd,
+        destinationBackend: MemoryBackend? = nil, components: () -> [any StatefulComponent] = { [] }
+    ) throws {
+        self.script = script
+        func blocks(_ backend: MemoryBackend) throws -> [RAMBlock] {
+            try pages.enumerated().map {
+                try RAMBlock(name: "block\($0.offset)", byteCount: $0.element * guestPageSize, backend: backend)
+            }
+        }
+        source = ScriptedGuest(script: script, blocks: try blocks(backend), components: components())
+        destination = ScriptedGuest(
+            script: script, blocks: try blocks(destinationBackend ?? backend), fills: false, components: components())
+    }
+
+    static func script(threads: Int = 2, rate: Int = 4000) -> GuestScript {
+        var script = GuestScript()
+        script.threadCount = threads
+        script.pagesPerSecondPerThread = rate
+        return script
+    }
+
+    func end() {
+        source.end()
+        destination.end()
+    }
+
+    /// Precopy without a bandwidth limit, with a return path.
+    static var configuration: MigrationConfiguration {
+        var configuration = MigrationConfiguration()
+        configuration.capabilities = [.returnPath]
+        configuration.parameters.maxBandwidthBytesPerSecond = 0
+        configuration.parameters.downtimeLimitMilliseconds = 20
+        configuration.parameters.roundLimit = 8
+        return configuration
+    }
+
+    static func pair() throws -> (DescriptorTransport, DescriptorTransport) {
+        let (left, right) = try StreamSocket.pair()
+        return (
+            try DescriptorTransport(name: "source", socket: left),
+            try DescriptorTransport(name: "destination", socket: right)
+        )
+    }
+
+    struct Ends: Sendable {
+        let source: MigrationSource
+        let destination: MigrationDestination
+    }
+
+    /// Makes both ends, over a fresh socket pair unless transports are given.
+    func ends(
+        _ configuration: MigrationConfiguration = Rig.configuration,
+        destination other: MigrationConfiguration? = nil,
+        transports: (any MigrationTransport, any MigrationTransport)? = nil,
+        hooks: ((any SourceRAMHooks)?, (any DestinationRAMHooks)?) = (nil, nil),
+        observer: (@Sendable (MigrationProgress) -> Void)? = nil
+    ) throws -> Ends {
+        let (left, right) = try transports ?? Rig.pair()
+        return Ends(
+            source: MigrationSource(
+                guest: source, transport: left, configuration: configuration, hooks: hooks.0, observer: observer),
+            destination: MigrationDestination(
+                guest: destination, transport: right, configuration: other ?? configuration, hooks: hooks.1))
+    }
+
+    /// Runs both ends to their end, the destination on another thread.
+    static func run(
+        _ ends: Ends, beside: (@Sendable () -> Void)? = nil
+    ) throws -> (source: MigrationOutcome, destination: MigrationOutcome) {
+        let result = Mutex<MigrationOutcome?>(nil)
+        let thread = try HostThread(name: "destination") {
+            let outcome = ends.destination.run()
+            result.withLock { $0 = outcome }
+        }
+        let helper = try beside.map { beside in try HostThread(name: "beside") { beside() } }
+        let outcome = ends.source.run()
+        helper?.join()
+        thread.join()
+        return (outcome, result.withLock { $0 }!)
+    }
+}
