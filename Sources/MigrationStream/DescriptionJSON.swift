@@ -193,7 +193,8 @@ package indirect enum DescriptionJSON: Hashable, Sendable {
             while position < bytes.count, "+-.eE0123456789".utf8.contains(bytes[position]) { position += 1 }
             guard position > start else { throw failure("expected a value") }
             let text = String(decoding: bytes[start..<position], as: UTF8.self)
-            if let integer = Int64(text), text.first != "+" { return .integer(integer) }
+            guard bytes[start] != UInt8(ascii: "+") else { throw failure("malformed number") }
+            if let integer = Int64(text) { return .integer(integer) }
             guard Double(text) != nil else { throw failure("malformed number") }
             return .number(text)
         }

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Captures the streams in this directory from real QEMU processes.
 
-    capture.py OUT-DIRECTORY NAME=QEMU-SYSTEM-RISCV64 [NAME=...] [--only WORD]
+    capture.py OUT-DIRECTORY NAME=QEMU-SYSTEM-RISCV64 [NAME=...] [--only WORD] [--boot IMAGE INITRAMFS REGEX]
 
 NAME is the version as it stands in the file names: 7.2=qemu-system-riscv64. Every stream is of a machine that has
 just been made or that runs the few instructions below, so nothing in them is anybody else's. Files are gzip without
-time stamp; the side channels of a move go into files of their own.
+time stamp; the side channels of a move go into files of their own. With --boot also the state of a Linux guest with
+virtio devices in use, taken when its console shows REGEX; its page records are dropped, so nothing of its memory stays.
 """
-import array, gzip, json, os, shlex, socket, struct, subprocess, sys, tempfile, threading, time
+import array, gzip, json, os, re, shlex, socket, struct, subprocess, sys, tempfile, threading, time
 
 # A guest that rewrites one word in each of 16 pages for ever:
 #   lui t0,0x80010 (after shifting: see below) ; loop: ...
@@ -36,11 +37,11 @@ def program():
     return b''.join(struct.pack('<I', w & 0xffffffff) for w in words)
 
 class Qemu:
-    def __init__(self, command, arguments, directory, name):
+    def __init__(self, command, arguments, directory, name, serial='none'):
         path = os.path.join(directory, name + '.qmp')
         self.errors = open(os.path.join(directory, name + '.err'), 'w+b')
         self.process = subprocess.Popen(
-            shlex.split(command) + ['-accel', 'tcg', '-display', 'none', '-serial', 'none', '-monitor', 'none',
+            shlex.split(command) + ['-accel', 'tcg', '-display', 'none', '-serial', serial, '-monitor', 'none',
                                     '-qmp', 'unix:%s,server=on,wait=off' % path] + arguments,
             stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors)
         self.socket = connect(path, self)
@@ -137,8 +138,58 @@ DEVICES = ['-device', 'virtio-rng-device', '-netdev', 'hubport,hubid=0,id=n0', '
            '-device', 'virtio-serial-device', '-chardev', 'null,id=c0', '-device', 'virtconsole,chardev=c0',
            '-drive', 'if=none,id=d0,driver=null-co,size=1048576', '-device', 'virtio-blk-device,drive=d0']
 
+def without_pages(data):
+    """The stream with every RAM section that holds pages left out, but one empty END."""
+    out = bytearray(); o = 8
+    def u32(at): return int.from_bytes(data[at:at + 4], 'big')
+    o += 5 + u32(o + 1)
+    out += data[:o]; ended = False
+    while data[o] in (1, 2, 3, 8):
+        start = o
+        if data[o] == 8: o += 5 + int.from_bytes(data[o + 3:o + 5], 'big'); out += data[start:o]; continue
+        kind = data[o]; o += 5
+        if kind == 1: o += 1 + data[o] + 8
+        while True:
+            word = int.from_bytes(data[o:o + 8], 'big'); o += 8; flags = word & 0xfff
+            if flags & 0x10: break
+            if flags & 0x04:
+                left = word & ~0xfff
+                while left: o += 1 + data[o]; left -= int.from_bytes(data[o:o + 8], 'big'); o += 8
+            elif flags & 0x0a:
+                if not flags & 0x20: o += 1 + data[o]
+                o += 1 if flags & 2 else 4096
+            else: raise ValueError('RAM flags %x at %d' % (flags, o))
+        o += 5
+        if kind == 1: out += data[start:o]
+        elif kind == 3: out += data[start:start + 5] + bytes(7) + b'\x10' + data[o - 5:o]
+    return bytes(out + data[o:])
+
+def booted(command, new, directory, boot, modern):
+    image, initramfs, pattern = boot
+    console = os.path.join(directory, 'console')
+    arguments = ['-M', 'virt' + (',acpi=off' if new else ''), '-m', '128M', '-kernel', image, '-initrd', initramfs, '-append', 'console=ttyS0',
+                 '-chardev', 'file,id=con,path=' + console, '-device', 'virtio-rng-device',
+                 '-netdev', 'user,id=n0,restrict=on', '-device', 'virtio-net-device,netdev=n0,mac=52:54:00:12:34:56',
+                 '-device', 'virtio-serial-device', '-chardev', 'null,id=c0', '-device', 'virtconsole,chardev=c0',
+                 '-drive', 'if=none,id=d0,driver=null-co,size=1048576', '-device', 'virtio-blk-device,drive=d0']
+    if modern: arguments += ['-global', 'virtio-mmio.force-legacy=false']
+    path = os.path.join(directory, 'stream')
+    qemu = Qemu(command, arguments, directory, 'source', serial='chardev:con')
+    try:
+        end = time.time() + 300
+        while time.time() < end and not (os.path.exists(console) and re.search(pattern, open(console, errors='replace').read())): time.sleep(0.2)
+        if time.time() >= end: raise TimeoutError('console: ' + open(console, errors='replace').read()[-300:])
+        qemu.command('stop')
+        qemu.command('migrate-set-parameters', **{'max-bandwidth': 1 << 33})
+        qemu.command('migrate', uri='exec:cat >' + path); qemu.wait('completed')
+    finally: qemu.quit()
+    return without_pages(open(path, 'rb').read())
+
 def main():
     arguments = sys.argv[1:]
+    boot = None
+    if '--boot' in arguments:
+        i = arguments.index('--boot'); boot = arguments[i + 1:i + 4]; del arguments[i:i + 4]
     only = None
     if '--only' in arguments:
         i = arguments.index('--only'); only = arguments[i + 1]; del arguments[i:i + 2]
@@ -166,6 +217,9 @@ def main():
                 save(out, name, to_file(command, none, d, uri='file:' + os.path.join(d, 'stream'),
                                         prepare=lambda q: q.capabilities('mapped-ram')))
             make('none-mapped-ram', mapped)
+        if boot:
+            make('booted-legacy', lambda name, d: save(out, name, booted(command, new, d, boot, False)))
+            make('booted-modern', lambda name, d: save(out, name, booted(command, new, d, boot, True)))
         with open(os.path.join(out, '.program'), 'wb') as file: file.write(program())
         running = ['-M', 'virt' + (',acpi=off' if new else ''), '-m', '4M', '-bios', os.path.join(out, '.program'), '-nic', 'none',
                    '-cpu', 'rv64,h=off']
