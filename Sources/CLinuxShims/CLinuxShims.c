@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -99,6 +100,10 @@ int shim_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }
 int shim_fallocate(int descriptor, int mode, long long offset, long long byteCount) {
     return fallocate(descriptor, mode, offset, byteCount);
 }
+
+int shim_fork(void) { return fork(); }
+
+int shim_become_subreaper(void) { return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); }
 
 int shim_memfd_create(const char *name, unsigned int flags) { return memfd_create(name, flags); }
 

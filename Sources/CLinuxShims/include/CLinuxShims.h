@@ -55,6 +55,10 @@ int shim_epoll_wait(int epoll, struct shim_ready *ready, int count, int timeout_
 int shim_set_thread_name(const char *name);
 int shim_pipe(int ends[2]);
 int shim_fallocate(int descriptor, int mode, long long offset, long long byteCount);
+/// fork(2); only while the process has one thread.
+int shim_fork(void);
+/// prctl(PR_SET_CHILD_SUBREAPER): orphaned descendants become this process's children.
+int shim_become_subreaper(void);
 int shim_memfd_create(const char *name, unsigned int flags);
 ssize_t shim_vmsplice(int pipe, const struct iovec *pieces, size_t pieceCount, unsigned int flags);
 int shim_pidfd_open(int process);
