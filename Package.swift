@@ -108,6 +108,6 @@ let package = Package(
             name: "handover-probe", dependencies: ["MigrationChannels", "LinuxCalls"],
             path: "Tests/Support/HandoverProbe", swiftSettings: strict),
         tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
-        tests("InteroperabilityTests", ["LinuxCalls", "MigrationStream", "ProcessTestKit"]),
+        tests("InteroperabilityTests", ["LinuxCalls", "Machine", "MigrationStream", "ProcessTestKit"]),
     ]
 )

@@ -31,7 +31,7 @@ package final class GlobalStateSection: StatefulComponent {
         } else {
             // The same hundred bytes, divided: text, two flags about suspension, nothing.
             var text = Array(bytes.prefix(Self.textByteCountSince10))
-            var hasSuspended = false
+            var hasSuspended = true  // The next flag means something; stock senders always say so.
             var wasSuspended = false
             try coder.buffer("runstate", &text)
             try coder.bool("has_vm_was_suspended", &hasSuspended)
