@@ -57,7 +57,7 @@ let package = Package(
         // What runs.
         library("DeviceModel", vocabulary),
         library("PlatformDevices", vocabulary + ["DeviceModel"]),
-        library("VirtioDevices", vocabulary + ["DeviceModel"]),
+        library("VirtioDevices", vocabulary + ["DeviceModel", "LinuxCalls"]),
         library("HostBackends", ["DeviceModel", "LinuxCalls"]),
         library("ProcessorModel", vocabulary),
         library("RISCVProcessor", vocabulary + ["ProcessorModel"], settings: engine),

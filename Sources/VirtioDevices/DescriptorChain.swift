@@ -19,7 +19,7 @@ struct DescriptorChain: Sendable {
     /// Copies bytes of the readable part from `offset` on; answers how many there were.
     func read(_ memory: GuestMemory, at offset: Int, into buffer: UnsafeMutableRawBufferPointer) -> Int {
         var done = 0
-        unsafe Self.walk(readable, offset: offset, byteCount: buffer.count) { address, count in
+        Self.walk(readable, offset: offset, byteCount: buffer.count) { address, count in
             let target = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + count])
             guard let _ = unsafe try? memory.read(address, into: target) else { return false }
             done += count

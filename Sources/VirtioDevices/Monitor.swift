@@ -48,38 +48,3 @@ import Glibc
     /// Lets waiting threads look at their condition again.
     func wake() { unsafe pthread_cond_broadcast(condition) }
 }
-
-/// Starts a detached thread that blocks all signals, so that signals meant for the process go to threads that expect them.
-/// - Returns: False when the host has no room for another thread.
-func startThread(_ name: String, _ body: @escaping @Sendable () -> Void) -> Bool {
-    final class Start {
-        let name: String
-        let body: @Sendable () -> Void
-        init(name: String, body: @escaping @Sendable () -> Void) {
-            self.name = name
-            self.body = body
-        }
-    }
-    var attributes = pthread_attr_t()
-    unsafe pthread_attr_init(&attributes)
-    defer { unsafe pthread_attr_destroy(&attributes) }
-    unsafe pthread_attr_setdetachstate(&attributes, CInt(PTHREAD_CREATE_DETACHED))
-    unsafe pthread_attr_setstacksize(&attributes, 256 * 1024)
-    var every = sigset_t()
-    var before = sigset_t()
-    unsafe sigfillset(&every)
-    unsafe pthread_sigmask(SIG_SETMASK, &every, &before)
-    defer { unsafe pthread_sigmask(SIG_SETMASK, &before, nil) }
-    let start = unsafe Unmanaged.passRetained(Start(name: String(name.prefix(15)), body: body))
-    var thread = pthread_t()
-    let result = unsafe pthread_create(
-        &thread, &attributes,
-        { argument in
-            let start = unsafe Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
-            unsafe pthread_setname_np(pthread_self(), start.name)
-            start.body()
-            return nil
-        }, start.toOpaque())
-    if result != 0 { unsafe start.release() }
-    return result == 0
-}

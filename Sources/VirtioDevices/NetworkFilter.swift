@@ -24,7 +24,9 @@ struct NetworkFilter: Sendable {
         if isPromiscuous { return true }
         guard frame.count >= 14 else { return false }
         if unsafe frame[12] == 0x81, unsafe frame[13] == 0x00 {
-            guard frame.count >= 16, contains(vlan: unsafe UInt16(frame[14]) << 8 | UInt16(frame[15])) else { return false }
+            guard frame.count >= 16, contains(vlan: unsafe UInt16(frame[14]) << 8 | UInt16(frame[15])) else {
+                return false
+            }
         }
         let destination = unsafe Array(frame[0..<6])
         if destination[0] & 1 != 0 {

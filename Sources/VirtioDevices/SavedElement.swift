@@ -35,7 +35,8 @@ enum SavedElement {
 
     /// Reads an element. Only index and lengths are taken: the buffers are described in guest memory, where the driver
     /// still keeps them, and are judged there.
-    static func decode(with coder: inout any StateCoder) throws(StateError) -> (head: UInt16, readableLengths: [UInt64]) {
+    static func decode(with coder: inout any StateCoder) throws(StateError) -> (head: UInt16, readableLengths: [UInt64])
+    {
         var bytes = [UInt8](repeating: 0, count: byteCount)
         try coder.buffer("elem", &bytes)
         let head = littleEndian(bytes[0..<4])

@@ -224,7 +224,10 @@ package final class VirtioBlock: VirtioDevice {
             return (status { () throws(BackendError) in try backend.flush() }, 0)
         case RequestType.identify:
             let count = min(writable, serial.count)
-            guard try step(request, core, { _ in request.chain.write(core.memory, at: 0, Array(serial.prefix(count))) == count })
+            guard
+                try step(
+                    request, core,
+                    { _ in request.chain.write(core.memory, at: 0, Array(serial.prefix(count))) == count })
             else { return (Status.inputOutputError, 0) }
             return (Status.ok, count)
         case RequestType.discard, RequestType.writeZeroes:
@@ -361,7 +364,9 @@ package final class VirtioBlock: VirtioDevice {
         }
         guard layout != .native else { return }
         var queue = state.queues[0]  // a copy: the real one stays as it is, in case the guest stays here
-        while let chain = try? queue.pop(core.memory, features: state.features) { saved.takenRequests.append(chain) }
+        while let chain = try? queue.pop(core.memory, features: state.features, isAsking: false) {
+            saved.takenRequests.append(chain)
+        }
         saved.queues[0].lastAvailableIndex = queue.lastAvailableIndex
     }
 
@@ -385,7 +390,8 @@ package final class VirtioBlock: VirtioDevice {
             try coder.uint8("req.present", &more)
             if more == 0 { break }
             guard leftOver.count < Int(virtqueueSizeMaximum) else {
-                throw .invalid(component: coder.component, field: "req.present", value: "more requests than a ring holds")
+                throw .invalid(
+                    component: coder.component, field: "req.present", value: "more requests than a ring holds")
             }
             leftOver.append(try SavedElement.decode(with: &coder).head)
         }
@@ -403,7 +409,9 @@ package final class VirtioBlock: VirtioDevice {
     private func judge(_ incoming: VirtioSavedState, component: String) throws(StateError) -> Bool {
         let configuration = incoming.configuration
         // QEMU fills its copy when the driver first reads it.
-        guard configuration.count > Self.writeBackOffset, configuration.contains(where: { $0 != 0 }) else { return true }
+        guard configuration.count > Self.writeBackOffset, configuration.contains(where: { $0 != 0 }) else {
+            return true
+        }
         let sectors = littleEndian(configuration[0..<8])
         guard sectors == backend.byteCount / Self.sectorByteCount else {
             throw .unsupported(

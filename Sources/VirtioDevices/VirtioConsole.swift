@@ -219,7 +219,7 @@ package final class VirtioConsole: VirtioDevice {
             return (chain ?? DescriptorChain(head: output.head), output.sentByteCount, false)
         }
         var queue = state.queues[Queue.transmit]
-        guard let chain = try? queue.pop(core.memory, features: state.features) else { return nil }
+        guard let chain = try? queue.pop(core.memory, features: state.features, isAsking: false) else { return nil }
         return (chain, 0, true)
     }
 
@@ -249,9 +249,10 @@ package final class VirtioConsole: VirtioDevice {
         try coder.uint8("guest_connected", &guestConnected)
         try coder.uint8("host_connected", &hostConnected)
         let output = try codeOutput(with: &coder, saved: saved)
+        let isGuestConnected = guestConnected != 0
         return { _ in
             self.port.withLock {
-                $0.isGuestConnected = guestConnected != 0
+                $0.isGuestConnected = isGuestConnected
                 $0.output = output
                 $0.controlMessages = []
             }

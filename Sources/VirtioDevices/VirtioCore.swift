@@ -1,5 +1,6 @@
 import DeviceModel
 import GuestMemory
+import LinuxCalls
 import Synchronization
 
 /// Registers and queues of one virtio device. Reached only under the lock of ``VirtioCore``.
@@ -153,7 +154,9 @@ package final class VirtioCore: Sendable {
 
     func startWorker() {
         guard !hasWorker.exchange(true, ordering: .acquiringAndReleasing) else { return }
-        if !startThread(device.identity.name, { self.work() }) { hasWorker.store(false, ordering: .releasing) }
+        do throws(SystemCallError) { _ = try HostThread(name: device.identity.name) { self.work() } } catch {
+            hasWorker.store(false, ordering: .releasing)  // no room for a thread now; tried again at the next start
+        }
     }
 
     private func work() {
@@ -193,6 +196,11 @@ package final class VirtioCore: Sendable {
         monitor.withLock(when: { !$0.mustFinish }) { state in
             device.park(&state)
             state.epoch &+= 1
+            // The next request shall come with a notification, whoever runs the queues then. Written here, while what
+            // is written to guest memory still travels.
+            for queue in state.queues where queue.isReady {
+                try? queue.askForNotificationOfNew(memory, features: state.features)
+            }
         }
     }
 

@@ -62,7 +62,8 @@ package protocol VirtioDevice: AnyObject, Sendable {
     /// Lets the backend call again.
     func resumeBackend()
     /// Last changes to what is saved, such as requests that a receiver would otherwise overlook.
-    func prepareToSave(_ saved: inout VirtioSavedState, _ state: inout VirtioState, _ core: VirtioCore, layout: StateLayout)
+    func prepareToSave(
+        _ saved: inout VirtioSavedState, _ state: inout VirtioState, _ core: VirtioCore, layout: StateLayout)
     /// The device's own part of the state, after the queues.
     /// - Parameter saved: What is being written, or what was read so far.
     /// - Returns: When decoding, what puts the judged values into effect.

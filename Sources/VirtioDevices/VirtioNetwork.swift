@@ -67,11 +67,11 @@ package final class VirtioNetwork: VirtioDevice {
     }
 
     package func attach(to core: VirtioCore) {
-        backend.connect(
+        unsafe backend.connect(
             receive: { [weak self, weak core] frame in
-                guard let self, let core else { return unsafe true }
-                if unsafe !self.settings.withLock({ unsafe $0.filter.accepts(frame) }) { return true }
-                return core.whileServing { unsafe self.receive(&$0, core, frame) } ?? false
+                guard let self, let core else { return true }
+                let isWanted = self.settings.withLock { unsafe $0.filter.accepts(frame) }
+                return isWanted ? core.whileServing { unsafe self.receive(&$0, core, frame) } ?? false : true
             },
             writable: { [weak core] in core?.requestService(queue: Queue.transmit) })
     }
@@ -156,7 +156,8 @@ package final class VirtioNetwork: VirtioDevice {
             room += chain.writableByteCount
             if !isMergeable { break }
             guard chains.count <= Self.buffersPerFrameMaximum else {
-                core.fail(&state, VirtqueueError("a frame of \(frame.count) bytes does not fit into 64 receive buffers"))
+                core.fail(
+                    &state, VirtqueueError("a frame of \(frame.count) bytes does not fit into 64 receive buffers"))
                 return true
             }
         }
@@ -185,7 +186,9 @@ package final class VirtioNetwork: VirtioDevice {
     }
 
     /// Sends one frame. Nil: nothing to send, or the backend is full and will call.
-    private func transmit(_ state: inout VirtioState, _ core: VirtioCore, _ buffer: UnsafeMutableRawBufferPointer) -> Void? {
+    private func transmit(_ state: inout VirtioState, _ core: VirtioCore, _ buffer: UnsafeMutableRawBufferPointer)
+        -> Void?
+    {
         guard let chain = core.next(&state, queue: Queue.transmit) else { return nil }
         let headerByteCount = Self.headerByteCount(state.features)
         let count = chain.readableByteCount - headerByteCount

@@ -190,7 +190,9 @@ extension VirtioSavedState {
         for index in queues.indices {
             let record = bytes[recordByteCount * index..<recordByteCount * (index + 1)]
             func word(_ offset: Int, _ count: Int) -> UInt64 {
-                record[(record.startIndex + offset)..<(record.startIndex + offset + count)].reduce(0) { $0 << 8 | UInt64($1) }
+                record[(record.startIndex + offset)..<(record.startIndex + offset + count)].reduce(0) {
+                    $0 << 8 | UInt64($1)
+                }
             }
             func address(_ offset: Int) -> UInt64 { word(offset, 4) | word(offset + 4, 4) << 32 }
             queues[index].sizeRegister = UInt16(word(0, 2))

@@ -107,11 +107,15 @@ struct Virtqueue: Sendable {
     // MARK: The available ring
 
     /// Takes the next request; nil when there is none, and then the driver has been asked to notify.
-    mutating func pop(_ memory: GuestMemory, features: UInt64) throws(VirtqueueError) -> DescriptorChain? {
+    /// - Parameter isAsking: False leaves guest memory as it is.
+    mutating func pop(_ memory: GuestMemory, features: UInt64, isAsking: Bool = true) throws(VirtqueueError)
+        -> DescriptorChain?
+    {
         guard isReady else { return nil }
         var available = try memory.ringLoad(rings.available &+ 2, as: UInt16.self)
         if available == lastAvailableIndex {
-            try askForNotification(memory, features: features)
+            guard isAsking else { return nil }
+            try askForNotification(memory, at: lastAvailableIndex, features: features)
             available = try memory.ringLoad(rings.available &+ 2)
             if available == lastAvailableIndex { return nil }
         }
@@ -136,11 +140,21 @@ struct Virtqueue: Sendable {
 
     /// Asks the driver to notify when it adds a request; the caller looks at the ring once more afterwards.
     func askForNotification(_ memory: GuestMemory, features: UInt64) throws(VirtqueueError) {
+        try askForNotification(memory, at: lastAvailableIndex, features: features)
+    }
+
+    /// The same for requests that are not in the ring yet.
+    func askForNotificationOfNew(_ memory: GuestMemory, features: UInt64) throws(VirtqueueError) {
+        let available = try memory.ringLoad(rings.available &+ 2, as: UInt16.self)
+        try askForNotification(memory, at: available, features: features)
+    }
+
+    private func askForNotification(_ memory: GuestMemory, at index: UInt16, features: UInt64) throws(VirtqueueError) {
         if features & VirtioFeature.eventIndex != 0 {
             // An unchanged field is not written again: that would only dirty the page.
             let field = rings.used &+ 4 &+ 8 * UInt64(size)
-            if try memory.ringLoad(field, as: UInt16.self) != lastAvailableIndex {
-                try memory.ringStore(field, lastAvailableIndex)
+            if try memory.ringLoad(field, as: UInt16.self) != index {
+                try memory.ringStore(field, index)
             }
         } else if try memory.ringLoad(rings.used, as: UInt16.self) != 0 {
             try memory.ringStore(rings.used, UInt16(0))
@@ -177,7 +191,9 @@ struct Virtqueue: Sendable {
                 continue
             }
             segmentCount += 1
-            guard segmentCount <= Int(virtqueueSizeMaximum) else { throw VirtqueueError("descriptor chain is too long") }
+            guard segmentCount <= Int(virtqueueSizeMaximum) else {
+                throw VirtqueueError("descriptor chain is too long")
+            }
             try chain.append(descriptor, memory: memory)
             if descriptor.flags & Descriptor.next == 0 { return chain }
             index = UInt32(descriptor.next)
@@ -235,7 +251,9 @@ struct Virtqueue: Sendable {
         let old = signalledUsedIndex
         signalledUsedIndex = new
         guard let old else { return true }
-        guard let event = try? memory.load(rings.available &+ 4 &+ 2 * UInt64(size), as: UInt16.self) else { return false }
+        guard let event = try? memory.load(rings.available &+ 4 &+ 2 * UInt64(size), as: UInt16.self) else {
+            return false
+        }
         return new &- event &- 1 < new &- old
     }
 }
