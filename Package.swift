@@ -94,7 +94,10 @@ let package = Package(
         tests("LinuxCallsTests", ["LinuxCalls"]),
         tests("GuestMemoryTests", ["GuestMemory"]),
         tests("PlatformDevicesTests", ["PlatformDevices"]),
-        tests("VirtioDevicesTests", ["VirtioDevices", "HostBackends"]),
+        tests(
+            "VirtioDevicesTests",
+            vocabulary + ["DeviceModel", "VirtioDevices", "MigrationStream", "LinuxCalls"], resources: [.copy("Corpus")]),
+        tests("HostBackendsTests", ["DeviceModel", "HostBackends", "LinuxCalls"]),
         .target(name: "CFloatOracle", path: "Tests/Support/CFloatOracle"),
         tests("RISCVProcessorTests", ["RISCVProcessor", "CFloatOracle"]),
         tests("MachineTests", ["Machine"]),

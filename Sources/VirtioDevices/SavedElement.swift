@@ -6,6 +6,8 @@ import GuestMemory
 ///
 /// u32 index, u32 out_num, u32 in_num, 4 bytes of padding; 1024 u64 guest addresses of writable buffers, 1024 of readable
 /// ones; 1024 pairs (host pointer, u64 length) of writable buffers, 1024 of readable ones.
+///
+/// Between two Sidesteps only the index is written.
 enum SavedElement {
     private static let segmentCount = 1024
     private static let writableAddresses = 16
@@ -15,6 +17,10 @@ enum SavedElement {
     static let byteCount = readablePairs + 16 * segmentCount
 
     static func encode(_ chain: DescriptorChain, with coder: inout any StateCoder) throws(StateError) {
+        if coder.layout == .native {
+            var head = chain.head
+            return try coder.uint16("elem.index", &head)
+        }
         var bytes = [UInt8](repeating: 0, count: byteCount)
         func put(_ word: UInt64, _ count: Int, at offset: Int) {
             for index in 0..<count { bytes[offset + index] = UInt8(truncatingIfNeeded: word >> (8 * UInt64(index))) }
@@ -37,6 +43,14 @@ enum SavedElement {
     /// still keeps them, and are judged there.
     static func decode(with coder: inout any StateCoder) throws(StateError) -> (head: UInt16, readableLengths: [UInt64])
     {
+        if coder.layout == .native {
+            var head: UInt16 = 0
+            try coder.uint16("elem.index", &head)
+            guard head < virtqueueSizeMaximum else {
+                throw .invalid(component: coder.component, field: "elem.index", value: "\(head)")
+            }
+            return (head, [])
+        }
         var bytes = [UInt8](repeating: 0, count: byteCount)
         try coder.buffer("elem", &bytes)
         let head = littleEndian(bytes[0..<4])

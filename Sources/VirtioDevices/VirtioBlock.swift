@@ -17,6 +17,7 @@ package final class VirtioBlock: VirtioDevice {
     /// What GET_ID answers, 20 bytes.
     private let serial: [UInt8]
     private let work: Mutex<Work>
+    private let buffer = WorkBuffer(byteCount: pieceByteCount)
 
     private struct Work {
         var features: UInt64 = 0
@@ -149,8 +150,7 @@ package final class VirtioBlock: VirtioDevice {
     private struct Abandoned: Error {}
 
     package func service(queue: Int, of core: VirtioCore) {
-        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.pieceByteCount, alignment: 4096)
-        defer { unsafe buffer.deallocate() }
+        let buffer = unsafe buffer.bytes
         while let request = core.whileServing({ take(&$0, core) }) {
             do throws(Abandoned) {
                 let (status, byteCount) = unsafe try perform(request, core, buffer)
@@ -389,9 +389,10 @@ package final class VirtioBlock: VirtioDevice {
             var more: UInt8 = 0
             try coder.uint8("req.present", &more)
             if more == 0 { break }
-            guard leftOver.count < Int(virtqueueSizeMaximum) else {
+            guard more == 1, leftOver.count < Int(virtqueueSizeMaximum) else {
                 throw .invalid(
-                    component: coder.component, field: "req.present", value: "more requests than a ring holds")
+                    component: coder.component, field: "req.present",
+                    value: "\(more) after \(leftOver.count) requests")
             }
             leftOver.append(try SavedElement.decode(with: &coder).head)
         }

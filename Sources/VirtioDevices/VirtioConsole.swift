@@ -264,7 +264,10 @@ package final class VirtioConsole: VirtioDevice {
         var isTaken: UInt32 = chain == nil ? 0 : 1
         try coder.uint32("elem_popped", &isTaken)
         guard isTaken != 0 else { return nil }
-        var (buffer, offset) = chain.map { Self.position(of: saved.sentByteCount, in: $0) } ?? (0, 0)
+        let isNative = coder.layout == .native
+        var (buffer, offset) =
+            chain.map { isNative ? (0, UInt64(saved.sentByteCount)) : Self.position(of: saved.sentByteCount, in: $0) }
+            ?? (0, 0)
         try coder.uint32("iov_idx", &buffer)
         try coder.uint64("iov_offset", &offset)
         if let chain, !coder.isDecoding {

@@ -29,10 +29,15 @@ extension VirtioMMIOTransport: StatefulComponent {
             if !isDecoding { core.device.prepareToSave(&saved, &state, core, layout: layout) }
             return saved
         }
-        try saved.codeFields(with: &coder)
-        let commitDevice = try core.device.codeDeviceState(with: &coder, saved: saved)
-        try saved.codeSubsections(with: &coder, isLegacy: isLegacy)
-        guard coder.isDecoding else { return }
+        let isLegacy = isLegacy
+        var commitDevice: @Sendable (inout VirtioState) -> Void = { _ in }
+        // QEMU's description shows one field without structure.
+        try coder.opaque("virtio", type: "virtio") { coder throws(StateError) in
+            try saved.codeFields(with: &coder)
+            commitDevice = try core.device.codeDeviceState(with: &coder, saved: saved)
+            try saved.codeSubsections(with: &coder, isLegacy: isLegacy)
+        }
+        guard isDecoding else { return }
         try judge(saved, core, component: coder.component)
         core.monitor.withLock { adopt(saved, &$0, core, commitDevice) }
     }

@@ -11,6 +11,7 @@ package final class VirtioNetwork: VirtioDevice {
     private let backend: any NetworkBackend
     private let originalAddress: [UInt8]
     private let settings: Mutex<Settings>
+    private let frameBuffer = WorkBuffer(byteCount: frameByteCountMaximum)
 
     enum Feature {
         static let controlGuestOffloads: UInt64 = 1 << 2
@@ -128,8 +129,7 @@ package final class VirtioNetwork: VirtioDevice {
         switch queue {
         case Queue.receive: backend.receiveIsWanted()
         case Queue.transmit:
-            let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.frameByteCountMaximum, alignment: 16)
-            defer { unsafe buffer.deallocate() }
+            let buffer = unsafe frameBuffer.bytes
             while core.whileServing({ unsafe self.transmit(&$0, core, buffer) }) != nil {}
         default: while core.whileServing({ self.control(&$0, core) }) != nil {}
         }
