@@ -34,6 +34,8 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     var largePages: UInt64 = 0
     /// What regime ``Regime/other`` was filled for.
     var otherKey: UInt64 = 0
+    /// A loaded state had `menvcfg.PBMTE` set, which this hart has not: its page tables may name memory types, all alike here.
+    var ignoresMemoryTypes = false
     /// No room for code is left: drop everything before the next block.
     var mustDropCode = false
 
@@ -187,6 +189,7 @@ package final class RISCVHart: Processor, @unchecked Sendable {
         mtvec = 0
         mcounteren = 0
         mcountinhibit = 0
+        ignoresMemoryTypes = false
         menvcfg = configuration.extensions.contains(.svadu) ? EnvironmentConfiguration.adue : 0
         mscratch = 0
         mepc = 0

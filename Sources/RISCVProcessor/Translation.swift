@@ -38,6 +38,7 @@ extension RISCVHart {
         guard UInt64(bitPattern: Int64(bitPattern: address << unused) >> Int64(unused)) == address else {
             return Self.noAddress
         }
+        let reserved: UInt64 = ignoresMemoryTypes ? 0x27f : 0x3ff
         var table = (satp & 0xfff_ffff_ffff) << 12
         var level = levels - 1
         while true {
@@ -56,7 +57,7 @@ extension RISCVHart {
                 OpaquePointer(map.regions[region].host + offset))
             var entry = slot.pointee.load(ordering: .relaxed)
             while true {  // again when another hart changed the entry under us
-                if entry & 1 == 0 || entry & 6 == 4 || entry >> 54 != 0 { return Self.noAddress }
+                if entry & 1 == 0 || entry & 6 == 4 || entry >> 54 & reserved != 0 { return Self.noAddress }
                 if entry & 0xe == 0 {  // to the next table
                     if entry & 0xd0 != 0 || level == 0 { return Self.noAddress }
                     break
