@@ -186,18 +186,17 @@ final class HartImage {
     }
 
     private func codeCounters(with coder: inout any StateCoder) throws(StateError) {
-        for number in 0..<32 {
-            try coder.structure("env.pmu_ctrs", type: "cpu/pmu", version: version == 12 ? 3 : version == 10 ? 2 : 1) {
-                [self] (coder: inout any StateCoder) throws(StateError) in
-                var value: UInt64 = number == 0 ? mcycle : number == 2 ? minstret : 0
-                try coder.uint64("mhpmcounter_val", &value)
-                if number == 0 { mcycle = value }
-                if number == 2 { minstret = value }
-                if version != 12 { try skip(&coder, "mhpmcounterh_val", 8) }
-                try skip(&coder, "mhpmcounter_prev", 8)
-                if version != 12 { try skip(&coder, "mhpmcounterh_prev", 8) }
-                if version == 5 { try skip(&coder, "started", 1) }
-            }
+        let described: UInt32 = version == 12 ? 3 : version == 10 ? 2 : 1
+        try coder.structures("env.pmu_ctrs", type: "cpu/pmu", version: described, count: 32) {
+            [self] (coder: inout any StateCoder, number: Int) throws(StateError) in
+            var value: UInt64 = number == 0 ? mcycle : number == 2 ? minstret : 0
+            try coder.uint64("mhpmcounter_val", &value)
+            if number == 0 { mcycle = value }
+            if number == 2 { minstret = value }
+            if version != 12 { try skip(&coder, "mhpmcounterh_val", 8) }
+            try skip(&coder, "mhpmcounter_prev", 8)
+            if version != 12 { try skip(&coder, "mhpmcounterh_prev", 8) }
+            if version == 5 { try skip(&coder, "started", 1) }
         }
     }
 
@@ -253,12 +252,11 @@ final class HartImage {
     }
 
     private func codeProtection(with coder: inout any StateCoder) throws(StateError) {
-        for index in 0..<(version == 12 ? 64 : 16) {
-            try coder.structure("env.pmp_state.pmp", type: "cpu/pmp/entry", version: 1) {
-                [self] (coder: inout any StateCoder) throws(StateError) in
-                try coder.uint64("addr_reg", &pmpAddress[index])
-                try coder.uint8("cfg_reg", &pmpConfiguration[index])
-            }
+        let count = version == 12 ? 64 : 16
+        try coder.structures("env.pmp_state.pmp", type: "cpu/pmp/entry", version: 1, count: count) {
+            [self] (coder: inout any StateCoder, index: Int) throws(StateError) in
+            try coder.uint64("addr_reg", &pmpAddress[index])
+            try coder.uint8("cfg_reg", &pmpConfiguration[index])
         }
     }
 
