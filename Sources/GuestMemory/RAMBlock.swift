@@ -64,12 +64,12 @@ package let guestPageSize = 4096
     /// - Parameters: Multiples of the host page size.
     package func free(offset: Int, byteCount: Int) throws(SystemCallError) {
         precondition(offset >= 0 && byteCount > 0 && offset + byteCount <= self.byteCount)
-        guard file != nil else {
-            try mapping.advise(offset: offset, byteCount: byteCount, 4)  // MADV_DONTNEED
-            return
-        }
         for (range, file) in pieces(of: offset..<(offset + byteCount)) {
-            try MemoryFile.punchHole(in: file, offset: range.lowerBound, byteCount: range.count)
+            if let file {
+                try MemoryFile.punchHole(in: file, offset: range.lowerBound, byteCount: range.count)
+            } else {
+                try mapping.advise(offset: range.lowerBound, byteCount: range.count, 4)  // MADV_DONTNEED
+            }
         }
     }
 
@@ -112,10 +112,9 @@ package let guestPageSize = 4096
         return left
     }
 
-    /// The parts of a range and the file each lies in.
-    private func pieces(of range: Range<Int>) -> [(Range<Int>, OwnedDescriptor)] {
-        guard let file else { return [] }
-        var result: [(Range<Int>, OwnedDescriptor)] = []
+    /// The parts of a range and the file each lies in; nil is private memory.
+    private func pieces(of range: Range<Int>) -> [(Range<Int>, OwnedDescriptor?)] {
+        var result: [(Range<Int>, OwnedDescriptor?)] = []
         var position = range.lowerBound
         for entry in foreign.withLock({ $0 }) where entry.range.overlaps(range) {
             let common = entry.range.clamped(to: range)

@@ -6,6 +6,8 @@ import SystemPackage
 package enum GatheredIO {
     /// Pieces one call takes; more are left for the next.
     package static let piecesMax = 1024
+    /// Descriptors one receive takes.
+    package static let descriptorsMax = 32
 
     /// sendmsg(2) without descriptors, non-blocking; answers how many bytes were taken.
     package static func send(_ pieces: UnsafeMutableBufferPointer<iovec>, to socket: OwnedDescriptor)
@@ -35,28 +37,23 @@ package enum GatheredIO {
         }
     }
 
-    /// recvmsg(2), non-blocking, with room for up to 8 descriptors, which come close-on-exec.
+    /// recvmsg(2), non-blocking, with room for ``descriptorsMax`` descriptors, which come close-on-exec.
     package static func receive(_ pieces: UnsafeMutableBufferPointer<iovec>, from socket: OwnedDescriptor)
         throws(SystemCallError) -> (byteCount: Int, descriptors: [OwnedDescriptor], isTruncated: Bool)
     {
-        var numbers: (CInt, CInt, CInt, CInt, CInt, CInt, CInt, CInt) = (-1, -1, -1, -1, -1, -1, -1, -1)
-        var count = 8
-        var truncated: CInt = 0
-        let received = try retrying("recvmsg") {
-            count = 8
-            return unsafe withUnsafeMutablePointer(to: &numbers) { tuple in
-                unsafe tuple.withMemoryRebound(to: CInt.self, capacity: 8) { list in
-                    unsafe shim_receive_with_descriptors(
-                        socket.rawValue, pieces.baseAddress, min(pieces.count, piecesMax), list, &count, &truncated,
-                        CInt(MSG_DONTWAIT))
-                }
+        try unsafe withUnsafeTemporaryAllocation(of: CInt.self, capacity: descriptorsMax) {
+            (numbers) throws(SystemCallError) in
+            var count = descriptorsMax
+            var truncated: CInt = 0
+            let received = try retrying("recvmsg") {
+                count = descriptorsMax
+                return unsafe shim_receive_with_descriptors(
+                    socket.rawValue, pieces.baseAddress, min(pieces.count, piecesMax), numbers.baseAddress, &count,
+                    &truncated, CInt(MSG_DONTWAIT))
             }
+            let owned = unsafe numbers[..<count].map { OwnedDescriptor(adopting: $0) }
+            return (received, owned, truncated != 0)
         }
-        guard count > 0 else { return (received, [], truncated != 0) }
-        let owned = unsafe withUnsafeBytes(of: &numbers) { bytes in
-            unsafe bytes.bindMemory(to: CInt.self)[..<count].map { OwnedDescriptor(adopting: $0) }
-        }
-        return (received, owned, truncated != 0)
     }
 
     /// Waits for one of two descriptors. Answers what is ready of each; both empty when the time is over.

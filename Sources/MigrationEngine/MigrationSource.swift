@@ -203,6 +203,11 @@ final class SourceDriver {
             throw MigrationError(
                 .invalidConfiguration, in: .setup, "\(output.transport.name) has no way back for return-path")
         }
+        if configuration.has(.unixPageFlipping) && owner.hooks == nil {
+            throw MigrationError(
+                .invalidConfiguration, in: .setup,
+                "unix-page-flipping needs a unix socket, not \(output.transport.name)")
+        }
         let writer = output.writer
         writer.writeHeader()
         writer.writeConfiguration(

@@ -80,6 +80,29 @@ final class Rig: Sendable {
                 guest: destination, transport: right, configuration: other ?? configuration, hooks: hooks.1))
     }
 
+    /// Page flipping at both ends.
+    static func flipping(_ strategy: MigrationStrategy) -> MigrationConfiguration {
+        var configuration = Rig.configuration
+        configuration.capabilities.insert(.unixPageFlipping)
+        configuration.strategy = strategy
+        return configuration
+    }
+
+    /// Both ends of a page flip over a fresh socket pair.
+    func flippingEnds(
+        _ configuration: MigrationConfiguration, destination other: MigrationConfiguration? = nil,
+        splicer: PageSplicer = .kernel, notice: @escaping @Sendable (String) -> Void = { _ in },
+        observer: (@Sendable (MigrationProgress) -> Void)? = nil
+    ) throws -> Ends {
+        let (left, right) = try Rig.pair()
+        let hooks = PageFlipSource(
+            transport: left, guest: source, configuration: configuration, splicer: splicer, notice: notice)
+        return try ends(
+            configuration, destination: other, transports: (left, right),
+            hooks: (hooks, PageFlipDestination(transport: right, configuration: other ?? configuration)),
+            observer: observer)
+    }
+
     /// Runs both ends to their end, the destination on another thread.
     static func run(
         _ ends: Ends, beside: (@Sendable () -> Void)? = nil

@@ -21,6 +21,7 @@ package final class DescriptorTransport: MigrationTransport {
         var descriptors: [OwnedDescriptor] = []
         /// Descriptors the owner is ready to take; others break the channel.
         var expected = 0
+        var isBroken = false
     }
     private let passed = Mutex(Passed())
     private let onClose = Mutex<(@Sendable () -> Void)?>(nil)
@@ -102,7 +103,7 @@ package final class DescriptorTransport: MigrationTransport {
         }
     }
 
-    private static func advance(_ pieces: UnsafeMutableBufferPointer<iovec>, _ index: inout Int, by count: Int) {
+    static func advance(_ pieces: UnsafeMutableBufferPointer<iovec>, _ index: inout Int, by count: Int) {
         var left = count
         while index < pieces.count, unsafe left >= pieces[index].iov_len {
             unsafe left -= pieces[index].iov_len
@@ -156,20 +157,23 @@ package final class DescriptorTransport: MigrationTransport {
         _ pieces: UnsafeMutableBufferPointer<iovec>, from reading: OwnedDescriptor
     ) throws(SystemCallError) -> Int {
         guard isSocket else { return try unsafe GatheredIO.read(pieces, from: reading) }
+        if passed.withLock({ $0.isBroken }) {
+            throw SystemCallError("recvmsg", .tooManyOpenFiles, subject: "unexpected descriptors")
+        }
         let message = try unsafe GatheredIO.receive(pieces, from: reading)
         if !message.descriptors.isEmpty || message.isTruncated {
             // What is not wanted is closed here, by going out of scope.
-            let isExpected = passed.withLock { passed in
+            // The bytes are still handed on, because they may say more; the next call fails.
+            passed.withLock { passed in
                 guard !message.isTruncated,
                     passed.descriptors.count + message.descriptors.count <= passed.expected
                 else {
                     passed.descriptors = []
-                    return false
+                    passed.isBroken = true
+                    return
                 }
                 passed.descriptors += message.descriptors
-                return true
             }
-            if !isExpected { throw SystemCallError("recvmsg", .tooManyOpenFiles, subject: "unexpected descriptors") }
         }
         return message.byteCount
     }

@@ -1,0 +1,36 @@
+package import CLinuxShims
+import Glibc
+import SystemPackage
+
+/// A pipe for page contents.
+package enum PagePipe {
+    /// Bytes a pipe may hold without privileges. Source: pipe(7), /proc/sys/fs/pipe-max-size.
+    package static let capacityWanted = 1 << 20
+
+    /// Makes a pipe that holds as much as the kernel allows, up to ``capacityWanted``; answers how much that is.
+    package static func make() throws(SystemCallError)
+        -> (readEnd: OwnedDescriptor, writeEnd: OwnedDescriptor, capacity: Int)
+    {
+        let (readEnd, writeEnd) = try OwnedDescriptor.pipe()
+        _ = shim_fcntl_int(writeEnd.rawValue, SHIM_F_SETPIPE_SZ, CInt(capacityWanted))
+        let capacity = try retrying("fcntl(F_GETPIPE_SZ)") { shim_fcntl_int(writeEnd.rawValue, SHIM_F_GETPIPE_SZ, 0) }
+        return (readEnd, writeEnd, Int(capacity))
+    }
+
+    /// Puts whole pages into a pipe by reference, as a gift, without waiting: nothing is copied, so whoever writes to
+    /// them later changes what arrives.
+    /// - Parameter pieces: Addresses and lengths in bytes are multiples of the host page size.
+    /// - Returns: Bytes taken, a multiple of the page size; fewer than offered when the pipe is full.
+    /// - Throws: ``SystemCallError``; `EAGAIN` when nothing fits.
+    ///
+    /// The corresponding C function is `vmsplice`. Source: vmsplice(2).
+    package static func splice(_ pieces: UnsafeMutableBufferPointer<iovec>, into pipe: OwnedDescriptor)
+        throws(SystemCallError) -> Int
+    {
+        try retrying("vmsplice") {
+            unsafe shim_vmsplice(
+                pipe.rawValue, pieces.baseAddress, min(pieces.count, GatheredIO.piecesMax),
+                SHIM_SPLICE_F_GIFT | SHIM_SPLICE_F_NONBLOCK)
+        }
+    }
+}
