@@ -93,7 +93,7 @@ let package = Package(
         tests("ArchitectureTests", []),
         tests("LinuxCallsTests", ["LinuxCalls"]),
         tests("GuestMemoryTests", ["GuestMemory"]),
-        tests("PlatformDevicesTests", ["PlatformDevices"]),
+        tests("PlatformDevicesTests", ["PlatformDevices", "MigrationStream"]),
         tests(
             "VirtioDevicesTests",
             vocabulary + ["DeviceModel", "VirtioDevices", "MigrationStream", "LinuxCalls"], resources: [.copy("Corpus")]),

@@ -74,8 +74,12 @@ package final class PCIHost: BusDevice, StatefulComponent {
         try coder.structure("parent_obj", type: "PCIDevice", version: 2) { coder throws(StateError) in
             var version: Int32 = 2
             try coder.int32("version_id", &version)
-            try coder.buffer("config[0]", &bytes)
-            try coder.buffer("irq_state", &interruptLevels)
+            try coder.opaque("config[0]", type: "pci config") { coder throws(StateError) in
+                try coder.buffer("config[0]", &bytes)
+            }
+            try coder.opaque("irq_state", type: "pci irq state") { coder throws(StateError) in
+                try coder.buffer("irq_state", &interruptLevels)
+            }
             guard version == 1 || version == 2 else {
                 throw .invalid(component: coder.component, field: "version_id", value: "\(version)")
             }
@@ -118,11 +122,7 @@ private final class PCIBusSection: StatefulComponent {
     func sectionVersion(for layout: StateLayout) -> UInt32? { 1 }
 
     func codeState(with coder: inout any StateCoder) throws(StateError) {
-        var lineCount: Int32 = 4
-        try coder.int32("nirq", &lineCount)
-        guard lineCount == 4 else {
-            throw .invalid(component: coder.component, field: "nirq", value: "\(lineCount)")
-        }
+        try coder.int32Equal("nirq", 4)
         for _ in 0..<4 {
             var deviceCount: Int32 = 0
             try coder.int32("irq_count", &deviceCount)
