@@ -131,7 +131,7 @@ package final class VirtMachine: Sendable {
                 input.connect { level in processor.setInterrupt(kind, level) }
             }
         }
-        let gate = ProcessorGate(processorCount: hartCount)
+        let gate = ProcessorGate()
         self.gate = gate
         threads = processors.map { processor in
             ProcessorThread(processor: processor, gate: gate, clock: clock) { reason in

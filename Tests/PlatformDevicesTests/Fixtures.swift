@@ -118,7 +118,8 @@ func decode(
     let version = try version ?? #require(component.sectionVersion(for: layout))
     let footer: [UInt8] = [0x7e, 0, 0, 0, 0]  // Where subsections end only what comes next tells.
     let decoder = VMStateDecoder(
-        from: StreamCursor(body + footer, isFinal: true), component: component.sectionName, version: version, layout: layout)
+        from: StreamCursor(body + footer, isFinal: true), component: component.sectionName, version: version,
+        layout: layout)
     var coder: any StateCoder = decoder
     try component.codeState(with: &coder)
     try decoder.finish()

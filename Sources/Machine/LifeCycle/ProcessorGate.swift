@@ -1,56 +1,74 @@
+import Glibc
 import LinuxCalls
 import Synchronization
 
 /// Holds processor threads back while the machine is paused, and tells when all of them are held.
+///
+/// A thread is *aside* while it touches nothing of the guest: asleep in `wfi`, or waiting here. Whoever closes the gate
+/// waits only for threads that are not; a sleeping processor is not woken for a pause. Each side writes its own word
+/// before it reads the other's, so either the thread sees the closed gate or the closer sees that it is not aside.
 final class ProcessorGate: Sendable {
-    private let processorCount: UInt32
-    /// Odd: closed. Every closing and opening counts it up, so that a thread slow to leave a closed gate does not pass
-    /// for one held by the next.
-    private let generation = WaitWord(1)
-    /// Threads held by the present closing.
-    private let held = WaitWord()
+    private let closed = Atomic<Bool>(true)
     private let ending = Atomic<Bool>(false)
+    /// Changes with every opening; threads wait on it.
+    private let openings = WaitWord()
+    /// Changes when a thread steps aside and the gate is closed.
+    private let arrivals = WaitWord()
 
-    /// A gate that is closed.
-    init(processorCount: Int) { self.processorCount = UInt32(processorCount) }
+    var isClosed: Bool { closed.load(ordering: .sequentiallyConsistent) }
 
-    var isClosed: Bool { generation.load() & 1 != 0 }
+    /// One thread's place: whether it is aside.
+    final class Place: Sendable {
+        fileprivate let isAside = Atomic<Bool>(false)
+    }
 
-    /// Called by a processor's thread between two runs: comes back when the gate is open; false when the thread is to end.
-    func pass() -> Bool {
+    /// The thread touches nothing of the guest from now on, until ``enter(_:)``.
+    func stepAside(_ place: Place) {
+        place.isAside.store(true, ordering: .sequentiallyConsistent)
+        if isClosed { arrivals.add(1) }
+    }
+
+    /// Comes back when the thread may touch the guest; false when the thread is to end.
+    func enter(_ place: Place) -> Bool {
         while true {
-            if ending.load(ordering: .acquiring) { return false }
-            let seen = generation.load()
-            if seen & 1 == 0 { return true }
-            held.add(1)
-            while generation.load() == seen { generation.wait(while: seen) }
+            place.isAside.store(false, ordering: .sequentiallyConsistent)
+            let seen = openings.load()
+            if ending.load(ordering: .sequentiallyConsistent) {
+                stepAside(place)
+                return false
+            }
+            if !isClosed { return true }
+            stepAside(place)
+            openings.wait(while: seen)
         }
     }
 
-    /// Closes; processors still have to be kicked. No effect on a closed gate.
-    func close() {
-        if !isClosed { generation.add(1) }
-    }
+    func close() { closed.store(true, ordering: .sequentiallyConsistent) }
 
-    /// Waits until every thread is held by the closed gate.
-    func waitUntilAllHeld() {
-        while true {
-            let count = held.load()
-            if count >= processorCount { return }
-            held.wait(while: count)
-        }
-    }
-
-    /// Lets all threads run. Only after ``waitUntilAllHeld()``.
     func open() {
-        guard isClosed else { return }
-        held.store(0)
-        generation.add(1)
+        closed.store(false, ordering: .sequentiallyConsistent)
+        openings.add(1)
     }
 
-    /// Sends all threads home, held or not.
+    /// Sends all threads home as they come by.
     func end() {
-        ending.store(true, ordering: .releasing)
-        generation.add(2)
+        ending.store(true, ordering: .sequentiallyConsistent)
+        openings.add(1)
+    }
+
+    func isAside(_ place: Place) -> Bool { place.isAside.load(ordering: .sequentiallyConsistent) }
+
+    /// Waits until the thread is aside, with the gate closed. A processor needs some tens of microseconds to leave its
+    /// run, so it is looked for a while before sleeping.
+    func waitUntilAside(_ place: Place) {
+        for _ in 0..<40 {
+            if isAside(place) { return }
+            sched_yield()
+        }
+        while true {
+            let seen = arrivals.load()
+            if isAside(place) { return }
+            arrivals.wait(while: seen)
+        }
     }
 }

@@ -1,4 +1,3 @@
-import Glibc
 import GuestTime
 import LinuxCalls
 import ProcessorModel
@@ -8,8 +7,9 @@ import Synchronization
 final class ProcessorThread: Sendable {
     private let processor: any Processor
     private let gate: ProcessorGate
+    private let place = ProcessorGate.Place()
     private let clock: VirtualClock
-    /// Called on the thread when the processor cannot go on; it is then held at the gate.
+    /// Called on the thread when the processor cannot go on; it does not run again.
     private let failed: @Sendable (String) -> Void
     /// Counts reasons to look again. A sleeper that has not seen the latest does not sleep.
     private let wakeUps = Atomic<UInt32>(0)
@@ -27,6 +27,7 @@ final class ProcessorThread: Sendable {
         processor.setWakeUp { [weak self] in self?.wake() }
     }
 
+    /// Starts the thread, which waits at the gate.
     func start() throws(SystemCallError) {
         let thread = try HostThread(name: "hart \(processor.index)", stackByteCount: 1 << 20) { [self] in run() }
         self.thread.withLock { $0 = thread }
@@ -34,11 +35,17 @@ final class ProcessorThread: Sendable {
 
     func join() { thread.withLock { $0 }?.join() }
 
-    /// Makes the thread come to the gate.
+    /// Makes the processor come out of its run, and the thread out of its sleep.
     func kick() {
         processor.kick()
         wake()
     }
+
+    /// Begins to hold the processor at the closed gate. One that sleeps is left asleep.
+    func beginHolding() { if !gate.isAside(place) { processor.kick() } }
+
+    /// Returns when the processor is held.
+    func waitUntilHeld() { gate.waitUntilAside(place) }
 
     private func wake() {
         // A full barrier between what the caller has changed and the look at `isAsleep`; the sleeper does the reverse.
@@ -47,41 +54,33 @@ final class ProcessorThread: Sendable {
     }
 
     private func run() {
-        while gate.pass() {
+        while gate.enter(place) {
             let seen = wakeUps.load(ordering: .sequentiallyConsistent)
             switch processor.run() {
             case .kicked: continue
-            case .waiting(let deadline): sleep(until: deadline, unlessWokenSince: seen)
+            case .waiting(let deadline):
+                var timeout: Int64?
+                if let deadline {
+                    let wait = deadline.subtractingReportingOverflow(clock.nanoseconds)
+                    if wait.overflow || wait.partialValue <= 0 { continue }
+                    timeout = wait.partialValue
+                }
+                sleep(unlessWokenSince: seen, timeoutNanoseconds: timeout)
             case .failed(let reason):
                 failed(reason)
-                waitForGateToClose()
+                sleep(unlessWokenSince: wakeUps.load(ordering: .relaxed), timeoutNanoseconds: nil)
             }
         }
     }
 
-    private func sleep(until deadline: Int64?, unlessWokenSince seen: UInt32) {
-        var timeout: Int64?
-        if let deadline {
-            let wait = deadline.subtractingReportingOverflow(clock.nanoseconds)
-            guard !wait.overflow else { return }
-            if wait.partialValue <= 0 { return }
-            timeout = wait.partialValue
-        }
+    /// Sleeps, aside, until woken or until the time is over.
+    private func sleep(unlessWokenSince seen: UInt32, timeoutNanoseconds: Int64?) {
         let value = alarm.load()
         isAsleep.store(true, ordering: .sequentiallyConsistent)
-        if wakeUps.load(ordering: .sequentiallyConsistent) == seen, !processor.hasPendingInterrupt, !gate.isClosed {
-            alarm.wait(while: value, timeoutNanoseconds: timeout)
+        if wakeUps.load(ordering: .sequentiallyConsistent) == seen, !processor.hasPendingInterrupt {
+            gate.stepAside(place)
+            alarm.wait(while: value, timeoutNanoseconds: timeoutNanoseconds)
         }
         isAsleep.store(false, ordering: .relaxed)
-    }
-
-    /// A failed processor does not run again, but must be held when the machine pauses.
-    private func waitForGateToClose() {
-        while !gate.isClosed {
-            let value = alarm.load()
-            isAsleep.store(true, ordering: .sequentiallyConsistent)
-            if !gate.isClosed { alarm.wait(while: value) }
-            isAsleep.store(false, ordering: .relaxed)
-        }
     }
 }

@@ -130,8 +130,8 @@ extension VirtMachine {
     /// Stops processors, timers, devices and the clock, in this order.
     private func hold() {
         gate.close()
-        for thread in threads { thread.kick() }
-        gate.waitUntilAllHeld()
+        for thread in threads { thread.beginHolding() }
+        for thread in threads { thread.waitUntilHeld() }
         timers.pause()
         for device in devices { device.quiesce() }
         clock.pause()
@@ -149,6 +149,7 @@ extension VirtMachine {
             throw .configuration("the guest asked for a reset, and this machine was given nothing to start it from")
         }
         resetComponents()
+        wakeProcessors()
         try loader.load()
     }
 
@@ -157,7 +158,11 @@ extension VirtMachine {
         rtc.refresh()
         plic.refresh()
         aclint.refresh()
+        wakeProcessors()
     }
+
+    /// A processor that is asleep, and held so, has to look at its new state when it may.
+    private func wakeProcessors() { for thread in threads { thread.kick() } }
 
     /// What guests asked for while they ran. On the control thread.
     func serveRequests() {
