@@ -22,11 +22,14 @@ package struct MachineConfiguration: Codable, Hashable, Sendable {
         package var identifier: String
         /// Six bytes, for a network device.
         package var macAddress: [UInt8]?
+        /// Serial number of a block device, as the guest sees it; at most 20 bytes of ASCII.
+        package var serial: String?
 
-        package init(kind: Kind, identifier: String, macAddress: [UInt8]? = nil) {
+        package init(kind: Kind, identifier: String, macAddress: [UInt8]? = nil, serial: String? = nil) {
             self.kind = kind
             self.identifier = identifier
             self.macAddress = macAddress
+            self.serial = serial
         }
     }
 

@@ -36,6 +36,7 @@ package final class VirtMachine: Sendable {
     let plic: PLIC
     let serial: SerialPort
     let rtc: GoldfishRTC
+    let slots: VirtioSlots
     let loader: BootLoader
 
     /// What processors ask for while they run, until somebody who may stop them sees to it.
@@ -114,10 +115,11 @@ package final class VirtMachine: Sendable {
             windows.append(
                 .init(address: VirtMemoryMap.flash + UInt64(bank) * byteCount, byteCount: byteCount, device: device))
         }
+        self.slots = slots
         windows += slots.windows
         // The interrupt controllers last: they pass on what the devices before them set.
         devices =
-            [finisher, rtc, serial, firmwareConfiguration, pci] + flash + slots.windows.map(\.device) + [plic, aclint]
+            [finisher, rtc, serial, firmwareConfiguration, pci] + flash + slots.transports + [plic, aclint]
 
         // The processors, and the threads that run them.
         let made: [MachineProcessor]
@@ -171,6 +173,9 @@ package final class VirtMachine: Sendable {
 
     /// True when the configuration names nothing to start from: the machine waits for a state from elsewhere.
     package var isEmpty: Bool { BootLoader.isEmpty(configuration) }
+
+    /// Tells the guest's network drivers to announce themselves, after the guest has come from elsewhere.
+    package func announceNetworks() { slots.announceNetworks() }
 
     func report(_ events: [MachineEvent]) { for event in events { observer(event) } }
 

@@ -110,6 +110,8 @@ package final class SerialPort: BusDevice, StatefulComponent {
 
     private struct Guarded {
         var registers = Registers()
+        /// Input is left with the backend: before the first ``resume()``, and between ``quiesce()`` and the next.
+        var isQuiesced = true
         /// Somebody is handing bytes to the backend, outside the lock.
         var isTransmitting = false
         /// The backend was full; ``writable`` continues.
@@ -324,7 +326,7 @@ package final class SerialPort: BusDevice, StatefulComponent {
     private func receive(_ bytes: [UInt8]) -> Int {
         guarded.withLock { guarded in
             var taken = 0
-            if !guarded.registers.isLoopback {
+            if !guarded.registers.isLoopback, !guarded.isQuiesced {
                 let room =
                     guarded.registers.usesFIFOs
                     ? Self.fifoCapacity - guarded.registers.receiveFIFO.count
@@ -436,7 +438,10 @@ package final class SerialPort: BusDevice, StatefulComponent {
         if wantsInput { backend.inputIsWanted() }
     }
 
-    package func quiesce() { backend.quiesce() }
+    package func quiesce() {
+        backend.quiesce()
+        guarded.withLock { $0.isQuiesced = true }
+    }
 
     package func resume() {
         refresh()
@@ -444,6 +449,7 @@ package final class SerialPort: BusDevice, StatefulComponent {
         transmitterMayContinue()
         let wantsInput = guarded.withLock { guarded in
             defer { guarded.isInputHeldBack = false }
+            guarded.isQuiesced = false
             return guarded.isInputHeldBack
         }
         if wantsInput { backend.inputIsWanted() }

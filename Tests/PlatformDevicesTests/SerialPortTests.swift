@@ -9,7 +9,10 @@ import Testing
     let line = LineProbe()
     let port: SerialPort
 
-    init() { port = SerialPort(backend: console, scheduler: scheduler, interrupt: line.line) }
+    init() {
+        port = SerialPort(backend: console, scheduler: scheduler, interrupt: line.line)
+        port.resume()
+    }
 
     private func get(_ offset: UInt64) -> UInt64 { port.read(offset, .one) }
     private func put(_ offset: UInt64, _ value: UInt64) { port.write(offset, value, .one) }
@@ -185,6 +188,19 @@ import Testing
         put(2, 0x01)
         #expect(get(5) & 1 == 0)
         #expect(get(2) == 0xc1)
+    }
+
+    @Test("input that comes before the guest runs, or while it is paused, stays with the backend")
+    func quiesced() {
+        let console = ScriptedConsole()
+        let port = SerialPort(backend: console, scheduler: scheduler, interrupt: line.line)
+        #expect(console.type([1]) == 0)
+        port.resume()
+        #expect(console.inputRequests == 1)
+        port.quiesce()
+        #expect(console.type([1]) == 0)
+        port.resume()
+        #expect(console.inputRequests == 2 && console.type([1]) == 1)
     }
 
     @Test("registers are bytes: wider accesses read as zero")

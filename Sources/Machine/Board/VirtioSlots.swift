@@ -5,17 +5,72 @@ import PlatformDevices
 import VirtioDevices
 
 /// The eight virtio-mmio slots; configured devices take the highest free one.
-struct VirtioSlots {
+struct VirtioSlots: Sendable {
     /// Slots with a device behind them.
     let used: [Int]
-    let windows: [Bus.Window]
-    let components: [any StatefulComponent]
+    let transports: [VirtioMMIOTransport]
+    private let networks: [(device: VirtioNetwork, transport: VirtioMMIOTransport)]
 
+    /// - Throws: ``MachineError/configuration(_:)`` for a device without its backend.
     init(
         configuration: MachineConfiguration, backends: MachineBackends, memory: GuestMemory, plic: PLIC
     ) throws(MachineError) {
-        used = []
-        windows = []
-        components = []
+        var used: [Int] = []
+        var transports: [VirtioMMIOTransport] = []
+        var networks: [(VirtioNetwork, VirtioMMIOTransport)] = []
+        for slot in (0..<VirtMemoryMap.virtioSlotCount).reversed() {
+            var device: (any VirtioDevice)?
+            if configuration.devices.indices.contains(transports.count) {
+                device = try Self.makeDevice(
+                    configuration.devices[transports.count], index: transports.count, backends: backends)
+                used.append(slot)
+            }
+            let transport = VirtioMMIOTransport(
+                slotAddress: VirtMemoryMap.virtioAddress(slot: slot), device: device, memory: memory,
+                interrupt: plic.line(VirtMemoryMap.firstVirtioInterrupt + slot),
+                isLegacy: configuration.virtio == .legacy, queueSizeLimit: configuration.queueSizeLimit)
+            if let network = device as? VirtioNetwork { networks.append((network, transport)) }
+            transports.append(transport)
+        }
+        self.used = used
+        self.transports = transports
+        self.networks = networks
     }
+
+    private static func makeDevice(_ device: MachineConfiguration.Device, index: Int, backends: MachineBackends)
+        throws(MachineError) -> any VirtioDevice
+    {
+        func missing(_ what: String) -> MachineError {
+            .configuration("\(device.kind.rawValue) device \(device.identifier) has no \(what) behind it")
+        }
+        switch device.kind {
+        case .block:
+            guard let backend = backends.blocks[device.identifier] else { throw missing("image") }
+            guard backend.byteCount % 512 == 0 else {
+                throw .configuration(
+                    "block device \(device.identifier): its image has \(backend.byteCount) bytes, not whole sectors of 512"
+                )
+            }
+            return VirtioBlock(backend: backend, serial: device.serial ?? "")
+        case .network:
+            guard let backend = backends.networks[device.identifier] else { throw missing("network") }
+            // QEMU's own prefix, counted up by slot.
+            let address = device.macAddress ?? [0x52, 0x54, 0x00, 0x12, 0x34, 0x56 + UInt8(index)]
+            return VirtioNetwork(backend: backend, macAddress: address)
+        case .console:
+            guard let backend = backends.consoles[device.identifier] else { throw missing("console") }
+            return VirtioConsole(backend: backend)
+        case .entropy: return VirtioEntropy()
+        }
+    }
+
+    var windows: [Bus.Window] {
+        transports.map { Bus.Window(address: $0.slotAddress, byteCount: VirtioMMIOTransport.byteCount, device: $0) }
+    }
+
+    /// An empty slot has no state.
+    var components: [any StatefulComponent] { Array(transports.prefix(used.count)) }
+
+    /// Tells the guest's network drivers to announce themselves.
+    func announceNetworks() { for (device, transport) in networks { device.announce(on: transport) } }
 }
