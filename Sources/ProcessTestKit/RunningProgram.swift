@@ -91,19 +91,21 @@ package final class RunningProgram: Sendable {
 package enum HostTools {
     /// Where `PATH` has `name`, with the directories of system programs, which an ordinary user's `PATH` lacks.
     package static func path(of name: String) -> String? {
-        let directories = (Environment.all["PATH"] ?? "").split(separator: ":").map(String.init)
-        return (directories + ["/usr/sbin", "/sbin"]).map { "\($0)/\(name)" }.first { allows(X_OK, $0) }
+        searchPath.split(separator: ":").map { "\($0)/\(name)" }.first { allows(X_OK, $0) }
     }
+
+    package static let searchPath = (Environment.all["PATH"] ?? "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 
     /// Whether we may do that (`R_OK` and so on) to the file. The corresponding C function is `access`.
     package static func allows(_ mode: CInt, _ path: String) -> Bool { unsafe access(path, mode) == 0 }
 
     /// Runs a program to its end.
     /// - Returns: How it ended, and what it wrote on both its outputs.
-    package static func run(_ program: String, _ arguments: [String], seconds: Double = 120) throws -> (
-        end: ProcessEnd, output: String, errors: String
-    ) {
-        let running = try RunningProgram(program, arguments, limitSeconds: seconds)
+    package static func run(
+        _ program: String, _ arguments: [String], environment: [String: String] = [:], seconds: Double = 120
+    ) throws -> (end: ProcessEnd, output: String, errors: String) {
+        let running = try RunningProgram(
+            program, arguments, environment: ["PATH": searchPath].merging(environment) { $1 }, limitSeconds: seconds)
         running.closeInput()
         let end = try running.waitForEnd(seconds: seconds)
         try? running.output.wait(seconds: 5, what: "its end") { _ in nil as Void? }
