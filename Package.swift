@@ -99,7 +99,9 @@ let package = Package(
             vocabulary + ["DeviceModel", "VirtioDevices", "MigrationStream", "LinuxCalls"], resources: [.copy("Corpus")]),
         tests("HostBackendsTests", ["DeviceModel", "HostBackends", "LinuxCalls"]),
         .target(name: "CFloatOracle", path: "Tests/Support/CFloatOracle"),
-        tests("RISCVProcessorTests", vocabulary + ["RISCVProcessor", "ProcessorModel", "MigrationStream", "CFloatOracle"]),
+        tests(
+            "RISCVProcessorTests",
+            vocabulary + ["RISCVProcessor", "ProcessorModel", "MigrationStream", "CFloatOracle", "LinuxCalls"]),
         tests("MachineTests", ["Machine"]),
         tests("MigrationStreamTests", ["MigrationStream"], resources: [.copy("Corpus")]),
         tests("MigrationEngineTests", ["MigrationEngine", "MigrationChannels", "MigrationTestKit", "LinuxCalls"]),

@@ -6,7 +6,7 @@ extension RISCVHart {
     /// `kind` is `funct3` of the load. The value goes to the operation's destination.
     @inline(never) func slowLoad(_ ip: OperationPointer, _ address: UInt64, _ kind: UInt8) -> OperationPointer {
         guard let raw = readMemory(address, width: 1 << UInt64(kind & 3)) else {
-            return raise(faultCause, address, ip)
+            return raise(faultCause, address &+ faultOffset, ip)
         }
         let value: UInt64
         switch kind {
@@ -21,7 +21,7 @@ extension RISCVHart {
 
     @inline(never) func slowLoadFloat(_ ip: OperationPointer, _ address: UInt64, _ kind: UInt8) -> OperationPointer {
         guard let raw = readMemory(address, width: 1 << UInt64(kind & 3)) else {
-            return raise(faultCause, address, ip)
+            return raise(faultCause, address &+ faultOffset, ip)
         }
         ip.set(x, kind == 2 ? raw | 0xffff_ffff_0000_0000 : raw)
         x[Word.fs] = 3
@@ -36,7 +36,7 @@ extension RISCVHart {
         case .device:
             if !mustLeave { return ip + 1 }
             return leaveAfter(ip, length: lengthOfInstruction(ip))
-        case .fault: return raise(faultCause, address, ip)
+        case .fault: return raise(faultCause, address &+ faultOffset, ip)
         }
     }
 
@@ -49,6 +49,7 @@ extension RISCVHart {
 
     /// Nil with ``faultCause``. `width` is 1, 2, 4 or 8.
     private func readMemory(_ address: UInt64, width: UInt64) -> UInt64? {
+        faultOffset = 0
         if (address & 0xfff) + width <= 4096 {
             guard let host = hostAddress(address, width, AccessKind.load) else {
                 if faultCause != 0 { return nil }
@@ -72,7 +73,7 @@ extension RISCVHart {
             return nil
         }
         guard let high = hostAddress(address &+ first, width - first, AccessKind.load) else {
-            if faultCause == 0 { faultCause = Cause.misalignedLoad }
+            if faultCause == 0 { faultCause = Cause.misalignedLoad } else { faultOffset = first }
             return nil
         }
         var value: UInt64 = 0
@@ -96,6 +97,7 @@ extension RISCVHart {
     }
 
     private func writeMemory(_ address: UInt64, width: UInt64, _ value: UInt64) -> Written {
+        faultOffset = 0
         if (address & 0xfff) + width <= 4096 {
             guard let host = hostAddress(address, width, AccessKind.store) else {
                 if faultCause != 0 { return .fault }
@@ -123,7 +125,7 @@ extension RISCVHart {
             return .fault
         }
         guard let high = hostAddress(address &+ first, width - first, AccessKind.store) else {
-            if faultCause == 0 { faultCause = Cause.misalignedStore }
+            if faultCause == 0 { faultCause = Cause.misalignedStore } else { faultOffset = first }
             return .fault
         }
         for index in 0..<width {
@@ -202,8 +204,8 @@ extension RISCVHart {
             case 20:
                 result = UInt64(
                     bitPattern: signed.pointee.max(operand.signed, ordering: .sequentiallyConsistent).oldValue)
-            case 24: result = value.pointee.min(operand, ordering: .sequentiallyConsistent).oldValue
-            default: result = value.pointee.max(operand, ordering: .sequentiallyConsistent).oldValue
+            case 24: result = unsignedExtreme(value, operand, isMaximum: false)
+            default: result = unsignedExtreme(value, operand, isMaximum: true)
             }
             ip.set(x, result)
         } else {
@@ -239,12 +241,38 @@ extension RISCVHart {
                 result = UInt32(
                     bitPattern: signed.pointee.max(Int32(bitPattern: operand), ordering: .sequentiallyConsistent)
                         .oldValue)
-            case 24: result = value.pointee.min(operand, ordering: .sequentiallyConsistent).oldValue
-            default: result = value.pointee.max(operand, ordering: .sequentiallyConsistent).oldValue
+            case 24: result = unsignedExtreme(value, operand, isMaximum: false)
+            default: result = unsignedExtreme(value, operand, isMaximum: true)
             }
             ip.setWord(x, result)
         }
         return ip + 1
+    }
+
+    /// `amominu`, `amomaxu`: the standard library's unsigned `min` and `max` of an atomic compare as signed numbers.
+    @inline(__always) private func unsignedExtreme(
+        _ place: UnsafeMutablePointer<Atomic<UInt32>>, _ operand: UInt32, isMaximum: Bool
+    ) -> UInt32 {
+        var old = place.pointee.load(ordering: .relaxed)
+        while true {
+            let (exchanged, found) = place.pointee.compareExchange(
+                expected: old, desired: isMaximum ? max(old, operand) : min(old, operand),
+                ordering: .sequentiallyConsistent)
+            if exchanged { return old }
+            old = found
+        }
+    }
+    @inline(__always) private func unsignedExtreme(
+        _ place: UnsafeMutablePointer<Atomic<UInt64>>, _ operand: UInt64, isMaximum: Bool
+    ) -> UInt64 {
+        var old = place.pointee.load(ordering: .relaxed)
+        while true {
+            let (exchanged, found) = place.pointee.compareExchange(
+                expected: old, desired: isMaximum ? max(old, operand) : min(old, operand),
+                ordering: .sequentiallyConsistent)
+            if exchanged { return old }
+            old = found
+        }
     }
 
     /// A read-modify-write of a device register: a load and a store, not atomic against other harts.

@@ -90,6 +90,8 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     var wantsToWait = false
     /// Why the last ``translate(_:_:)`` failed.
     var faultCause: UInt64 = 0
+    /// Bytes from the access's address to the part of it that faulted: not zero when it lies on the next page.
+    var faultOffset: UInt64 = 0
     /// The page found by ``translate(_:_:)`` is larger than 4 KiB.
     var isLargePage = false
     var csrValue: UInt64 = 0
