@@ -116,3 +116,15 @@ let package = Package(
         tests("InteroperabilityTests", ["LinuxCalls", "Machine", "MigrationStream", "ProcessTestKit"]),
     ]
 )
+
+// One fuzzer per input from outside. A fuzzer has no main, so it is in the package only when asked for:
+//     FUZZING=1 swift build --sanitize=fuzzer --scratch-path .build/fuzz --product FuzzMigrationStream
+if Context.environment["FUZZING"] != nil {
+    for name in ["FuzzMigrationStream", "FuzzRAMSection", "FuzzReturnPath", "FuzzMappedRAM", "FuzzMultiFD"] {
+        package.targets.append(
+            .executableTarget(
+                name: name, dependencies: ["MigrationStream", "ComponentState"], path: "Fuzzers/\(name)",
+                exclude: ["Corpus"], swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
+        package.products.append(.executable(name: name, targets: [name]))
+    }
+}

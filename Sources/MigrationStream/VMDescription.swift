@@ -204,7 +204,8 @@ extension FieldDescription {
 
     /// In a device whose parts are not described the order is another.
     var undescribedMembers: [DescriptionJSON.Member] {
-        [
+        guard repetition == .single, structure == nil else { return members }
+        return [
             .init(key: "name", value: .string(name)), .init(key: "size", value: .integer(Int64(clamping: byteCount))),
             .init(key: "type", value: .string(type)),
         ]
