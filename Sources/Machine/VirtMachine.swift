@@ -28,6 +28,7 @@ package final class VirtMachine: Sendable {
     /// What the state says, and is to say, about whether the guest ran.
     package let globalState: GlobalStateSection
 
+    private let inputs: [LateLine]
     let timers: TimerThread
     let gate: ProcessorGate
     let threads: [ProcessorThread]
@@ -84,6 +85,7 @@ package final class VirtMachine: Sendable {
         // The devices, with the processors' inputs still open.
         let hartCount = configuration.hartCount
         let inputs: [[LateLine]] = (0..<hartCount).map { _ in (0..<4).map { _ in LateLine() } }
+        self.inputs = inputs.flatMap { $0 }
         let kinds: [ProcessorInterrupt] = [.machineSoftware, .machineTimer, .machineExternal, .supervisorExternal]
         aclint = ACLINT(
             scheduler: timers, softwareLines: inputs.map { $0[0].line }, timerLines: inputs.map { $0[1].line })
@@ -169,7 +171,14 @@ package final class VirtMachine: Sendable {
         } catch { throw .system(error) }
     }
 
-    deinit { controlThread.withLock { $0 = nil } }
+    /// Sends the threads home without waiting for them: this may be one of them.
+    deinit {
+        gate.end()
+        for thread in threads { thread.kick() }
+        timers.end()
+        requests.end()
+        for input in inputs { input.disconnect() }
+    }
 
     /// True when the configuration names nothing to start from: the machine waits for a state from elsewhere.
     package var isEmpty: Bool { BootLoader.isEmpty(configuration) }

@@ -36,6 +36,8 @@ package protocol Processor: StatefulComponent {
     func kick()
     /// Sets the level of an interrupt input. Any thread. Returns after the level is visible to the processor.
     func setInterrupt(_ interrupt: ProcessorInterrupt, _ level: Bool)
+    /// Level of an interrupt input as last set, or, after a state was loaded, as it was saved. Called with the processor stopped.
+    func interruptLevel(_ interrupt: ProcessorInterrupt) -> Bool
     /// Called by the machine's wake-up: some enabled interrupt is pending. Any thread.
     var hasPendingInterrupt: Bool { get }
     /// Called by ``setInterrupt(_:_:)`` and ``kick()`` so that a thread asleep after ``ProcessorExit/waiting`` wakes.

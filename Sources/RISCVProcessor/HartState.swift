@@ -88,8 +88,7 @@ extension RISCVHart {
     /// When `stimecmp` will be reached, for a timer that is still to fire.
     private var timerExpiry: Int64? {
         guard hasSupervisorTimer, !isTimerDue else { return nil }
-        let (product, overflow) = stimecmp.multipliedReportingOverflow(by: UInt64(Self.nanosecondsPerTick))
-        return overflow ? nil : Int64(exactly: product)
+        return clock.deadlineNanoseconds(forTick: stimecmp)
     }
 
     /// QEMU 7.2 arms no timer again that it finds in a state, 10.0 only the one of `stimecmp`. A guest sent there would

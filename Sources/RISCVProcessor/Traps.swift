@@ -77,10 +77,7 @@ extension RISCVHart {
 
     // MARK: Interrupts
 
-    /// Nanoseconds of virtual time of one tick of `time`.
-    static let nanosecondsPerTick: Int64 = 100
-
-    var timeValue: UInt64 { UInt64(bitPattern: clock.nanoseconds / Self.nanosecondsPerTick) }
+    var timeValue: UInt64 { clock.ticks }
 
     @inline(__always) var hasSupervisorTimer: Bool { menvcfg & EnvironmentConfiguration.stce != 0 }
 
@@ -124,7 +121,6 @@ extension RISCVHart {
     /// When `stimecmp` is reached, in virtual nanoseconds; nil when it is not in use or too far away to be told.
     var timerDeadlineNanoseconds: Int64? {
         guard hasSupervisorTimer, mie & Interrupt.supervisorTimer != 0 else { return nil }
-        let (product, overflow) = stimecmp.multipliedReportingOverflow(by: UInt64(Self.nanosecondsPerTick))
-        return overflow ? nil : Int64(exactly: product)
+        return clock.deadlineNanoseconds(forTick: stimecmp)
     }
 }

@@ -14,6 +14,9 @@ final class LateLine: Sendable {
     var line: InterruptLine { InterruptLine { [self] level in target.withLock { $0 }?(level) } }
 
     func connect(_ target: @escaping @Sendable (Bool) -> Void) { self.target.withLock { $0 = target } }
+
+    /// Leads nowhere again; processors, bus and devices would keep each other alive for ever.
+    func disconnect() { target.withLock { $0 = nil } }
 }
 
 /// The RAM blocks of `virt`, in the order of the block list on the wire.

@@ -124,10 +124,12 @@ package final class TimerThread: TimerScheduler {
         attention.add(1)
     }
 
-    /// Ends the thread and waits for its end.
+    /// Sends the thread home.
     package func end() {
         state.withLock { $0.isEnding = true }
         attention.add(1)
-        thread.withLock { $0 }?.join()
     }
+
+    /// Waits for its end.
+    package func join() { thread.withLock { $0 }?.join() }
 }

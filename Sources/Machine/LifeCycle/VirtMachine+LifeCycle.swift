@@ -97,6 +97,7 @@ extension VirtMachine {
         for thread in threads { thread.kick() }
         for thread in threads { thread.join() }
         timers.end()
+        timers.join()
         requests.end()
     }
 
@@ -157,6 +158,8 @@ extension VirtMachine {
         serial.refresh()
         rtc.refresh()
         plic.refresh()
+        // MSIP has no section of its own: it came with the processors.
+        aclint.adoptSoftwarePending(processors.map { $0.interruptLevel(.machineSoftware) })
         aclint.refresh()
         wakeProcessors()
     }
