@@ -37,7 +37,8 @@ let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swif
 let package = Package(
     name: "sidestep",
     products: [
-        .executable(name: "sidestep", targets: ["sidestep"])
+        .executable(name: "sidestep", targets: ["sidestep"]),
+        .library(name: "LocalMigration", targets: ["LocalMigration"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -65,7 +66,7 @@ let package = Package(
             "Machine",
             vocabulary + [
                 "DeviceModel", "PlatformDevices", "VirtioDevices", "HostBackends", "ProcessorModel", "RISCVProcessor",
-                "LinuxCalls",
+                "LinuxCalls", system,
             ]),
 
         // What moves it.
@@ -75,6 +76,12 @@ let package = Package(
             "MigrationChannels",
             vocabulary + ["MigrationEngine", "MigrationStream", "LinuxCalls", "CLinuxShims", system]),
         library("QMPProtocol"),
+
+        // The library for any Swift process, and a program that uses it.
+        library("LocalMigration", ["MigrationChannels", "LinuxCalls"]),
+        .executableTarget(
+            name: "key-value-server", dependencies: ["LocalMigration"], path: "Examples/KeyValueServer",
+            swiftSettings: strict),
 
         // Where the halves meet.
         library(
@@ -90,7 +97,7 @@ let package = Package(
         // Tests.
         library("MigrationTestKit", vocabulary + ["MigrationEngine", "MigrationStream"]),
         library("ProcessTestKit", ["LinuxCalls"]),
-        tests("ArchitectureTests", []),
+        tests("ArchitectureTests", ["LinuxCalls", "ProcessTestKit"]),
         tests("LinuxCallsTests", ["LinuxCalls"]),
         tests("GuestMemoryTests", ["GuestMemory"]),
         tests("PlatformDevicesTests", ["PlatformDevices", "MigrationStream"]),
@@ -113,6 +120,7 @@ let package = Package(
             name: "handover-probe", dependencies: ["MigrationChannels", "LinuxCalls"],
             path: "Tests/Support/HandoverProbe", swiftSettings: strict),
         tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
+        tests("LocalMigrationTests", ["LinuxCalls", "key-value-server", "ProcessTestKit"]),
         tests("InteroperabilityTests", ["LinuxCalls", "Machine", "MigrationStream", "ProcessTestKit"]),
     ]
 )

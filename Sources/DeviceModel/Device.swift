@@ -46,6 +46,7 @@ package protocol TimerScheduler: AnyObject, Sendable {
     func makeTimer(_ action: @escaping @Sendable () -> Void) -> any DeviceTimer
 }
 
+/// A one-shot timer of a device on the guest's virtual clock.
 package protocol DeviceTimer: AnyObject, Sendable {
     /// Arms it for a virtual time in nanoseconds, or disarms it with nil. A time in the past fires at once.
     func set(deadlineNanoseconds: Int64?)

@@ -1,5 +1,6 @@
 import CLinuxShims
 import Glibc
+import Synchronization
 package import SystemPackage
 
 /// A file descriptor that is closed when the last reference goes away.
@@ -8,6 +9,7 @@ package import SystemPackage
 /// the number is never handed to anybody who outlives it.
 package final class OwnedDescriptor: Sendable, CustomStringConvertible {
     package let rawValue: CInt
+    private let isRelinquished = Atomic<Bool>(false)
 
     /// Takes ownership; close-on-exec is not changed.
     package init(adopting rawValue: CInt) {
@@ -15,17 +17,22 @@ package final class OwnedDescriptor: Sendable, CustomStringConvertible {
         self.rawValue = rawValue
     }
 
-    deinit { _ = Glibc.close(rawValue) }
+    deinit { if !isRelinquished.load(ordering: .relaxed) { _ = Glibc.close(rawValue) } }
+
+    /// Leaves the descriptor open when this object goes away: somebody else closes it by its number.
+    package func relinquish() { isRelinquished.store(true, ordering: .relaxed) }
+
+    /// A descriptor of our own for an open file that somebody else owns; close-on-exec.
+    package static func duplicate(of number: CInt) throws(SystemCallError) -> OwnedDescriptor {
+        OwnedDescriptor(adopting: try retrying("fcntl(F_DUPFD_CLOEXEC)") { shim_fcntl_int(number, F_DUPFD_CLOEXEC, 3) })
+    }
 
     package var description: String { "fd \(rawValue)" }
 
     package var fileDescriptor: FileDescriptor { FileDescriptor(rawValue: rawValue) }
 
     /// A second descriptor for the same open file (same offset, same open-file-description locks), close-on-exec.
-    package func duplicate() throws(SystemCallError) -> OwnedDescriptor {
-        OwnedDescriptor(
-            adopting: try retrying("fcntl(F_DUPFD_CLOEXEC)") { shim_fcntl_int(rawValue, F_DUPFD_CLOEXEC, 3) })
-    }
+    package func duplicate() throws(SystemCallError) -> OwnedDescriptor { try Self.duplicate(of: rawValue) }
 
     package func setNonBlocking(_ on: Bool) throws(SystemCallError) {
         let flags = try retrying("fcntl(F_GETFL)") { shim_fcntl_int(rawValue, F_GETFL, 0) }

@@ -83,6 +83,7 @@ package struct StructureDescription: Hashable, Sendable {
     }
 }
 
+/// One field of a section as the self-description at the end of the stream tells it.
 package struct FieldDescription: Hashable, Sendable {
     package enum Repetition: Hashable, Sendable {
         case single

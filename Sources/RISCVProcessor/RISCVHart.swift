@@ -5,7 +5,7 @@ import Synchronization
 
 /// One RV64 hart in software.
 ///
-/// All mutable state belongs to the thread that calls ``run()``, or, while nobody does, to whoever stopped the machine.
+/// SAFETY: all mutable state belongs to the thread that calls ``run()``, or, while nobody does, to whoever stopped the machine.
 /// The exceptions are atomics: the interrupt inputs, the requests and the counters that others may read.
 package final class RISCVHart: Processor, @unchecked Sendable {
     package let index: Int
@@ -269,6 +269,7 @@ package final class RISCVHart: Processor, @unchecked Sendable {
 
 /// Tells a callback of the memory whether the harts are still there, without keeping them.
 private final class WeakHarts: Sendable {
+    // SAFETY: a weak reference is loaded atomically, and nothing writes this one after init.
     private struct Reference: @unchecked Sendable { weak var hart: RISCVHart? }
     private let references: [Reference]
     init(_ harts: [RISCVHart]) { references = harts.map { Reference(hart: $0) } }

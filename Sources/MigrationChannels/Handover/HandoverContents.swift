@@ -178,16 +178,21 @@ extension NamedDescriptor {
 }
 
 extension HandoverState {
-    var frame: HandoverFrame {
+    /// - Parameter times: What the source knows so far, for the destination's report.
+    func frame(_ kind: HandoverFrame.Kind, times: HandoverTimes) -> HandoverFrame {
         var writer = ContentsWriter()
+        for time in times.sourcePart { writer.integer(UInt64(bitPattern: time)) }
         writer.blob(bytes)
         writer.integer(UInt64(resources.count))
         for resource in resources { writer.text(resource.name) }
-        return HandoverFrame(.state, payload: writer.bytes, descriptors: resources.map(\.descriptor))
+        return HandoverFrame(kind, payload: writer.bytes, descriptors: resources.map(\.descriptor))
     }
 
-    static func take(_ frame: HandoverFrame) throws(HandoverError) -> HandoverState {
+    static func take(_ frame: HandoverFrame, times: inout HandoverTimes) throws(HandoverError) -> HandoverState {
         var reader = ContentsReader(frame.payload)
+        var part: [Int64] = []
+        for _ in times.sourcePart { part.append(Int64(bitPattern: try reader.integer())) }
+        times.sourcePart = part
         var descriptors = frame.descriptors[...]
         let bytes = try reader.blob()
         let resources = try NamedDescriptor.take(from: &reader, &descriptors)

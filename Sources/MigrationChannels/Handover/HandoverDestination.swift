@@ -5,10 +5,17 @@ package protocol HandoverReceiver: AnyObject {
     /// Builds everything: memory mapped and populated, devices made, descriptors adopted, threads parked. Nothing the
     /// descriptors stand for may be touched yet: the source still uses it.
     func prepare(_ description: HandoverDescription) throws
+    /// Takes over what the source suspended while the guest runs on there. Nothing outside may be touched.
+    func adopt(_ control: HandoverState) throws
     /// Takes the state of the paused guest. Still nothing outside this process may be touched.
     func load(_ state: HandoverState) throws
-    /// The guest is ours: run it.
-    func run() throws
+    /// The guest is ours: run it. The times are those up to the claim.
+    func run(_ times: HandoverTimes) throws
+}
+
+extension HandoverReceiver {
+    /// Nothing but the guest itself.
+    package func adopt(_ control: HandoverState) throws {}
 }
 
 /// How a hand-over ended, seen from the destination.
@@ -22,12 +29,15 @@ package enum TakeoverOutcome: Sendable {
     case lost(HandoverError)
 }
 
-/// The destination's end of a hand-over.
+/// The destination's end of a hand-over, step by step; ``run(_:)`` takes all of them.
 package struct HandoverDestination {
     let socket: OwnedDescriptor
     /// What this program calls itself, for the source's messages.
     let program: String
     let atStep: (HandoverPhase) -> Void
+    private var word: OwnershipWord?
+    private var phase = HandoverPhase.greeting
+    package private(set) var times = HandoverTimes()
 
     package init(
         socket: OwnedDescriptor, program: String, atStep: @escaping (HandoverPhase) -> Void = { _ in }
@@ -37,67 +47,95 @@ package struct HandoverDestination {
         self.atStep = atStep
     }
 
+    /// What the word says of the guest's owner, once there is a word.
+    package var owner: GuestOwner? { word?.owner }
+
     /// Longest wait for the source, which has limits of its own and closes the socket when it gives up or dies.
     private var patient: Int64 { monotonicNanoseconds() + 3_600 * 1_000_000_000 }
 
-    package func run(_ receiver: any HandoverReceiver) -> TakeoverOutcome {
-        var times = HandoverTimes()
-        times.begun = monotonicNanoseconds()
-        var phase = HandoverPhase.greeting
-        var offered: OwnershipWord?
-        do throws(HandoverError) {
-            atStep(phase)
-            var hello = ContentsWriter()
-            hello.integer(HandoverSource.protocolVersion)
-            hello.text(program)
-            try HandoverFrame(.hello, payload: hello.bytes).send(to: socket, deadline: patient)
+    /// Greets the source and learns what to build.
+    package mutating func receiveDescription() throws(HandoverError) -> HandoverDescription {
+        enter(.greeting)
+        var hello = ContentsWriter()
+        hello.integer(HandoverSource.protocolVersion)
+        hello.text(program)
+        try HandoverFrame(.hello, payload: hello.bytes).send(to: socket, deadline: patient)
+        phase = .describing
+        let (description, word) = try HandoverDescription.take(try receive(.description))
+        self.word = word
+        enter(.preparing)
+        return description
+    }
 
-            phase = .describing
-            let (description, word) = try HandoverDescription.take(try receive(.description))
-            offered = word
-            phase = .preparing
-            atStep(phase)
-            try asMachineError { try receiver.prepare(description) }
-            try HandoverFrame(.ready).send(to: socket, deadline: patient)
+    /// Tells the source that everything is built, and waits for what it suspends before the pause.
+    package mutating func receiveControl() throws(HandoverError) -> HandoverState {
+        try HandoverFrame(.ready).send(to: socket, deadline: patient)
+        return try HandoverState.take(try receive(.control), times: &times)
+    }
 
-            phase = .sending
-            atStep(phase)
-            let state = try HandoverState.take(try receive(.state))
-            times.received = monotonicNanoseconds()
-            phase = .loading
-            atStep(phase)
-            try asMachineError { try receiver.load(state) }
-            times.loaded = monotonicNanoseconds()
+    /// Tells the source that it may pause the guest, and waits for the guest's state.
+    package mutating func receiveState() throws(HandoverError) -> HandoverState {
+        try HandoverFrame(.ready).send(to: socket, deadline: patient)
+        enter(.sending)
+        let state = try HandoverState.take(try receive(.state), times: &times)
+        times.received = monotonicNanoseconds()
+        enter(.loading)
+        return state
+    }
 
-            // An offer, or the end of a source that may have offered before it died: the word tells.
-            phase = .claiming
-            atStep(phase)
-            do throws(HandoverError) { _ = try receive(.offer) } catch {
-                guard error.code == .peerGone else { throw error }
-            }
-            guard word.claim() else {
-                return .notOurs(
-                    HandoverError(.cancelled, "the source keeps the guest", phase: phase), owner: word.owner)
-            }
-            times.claimed = monotonicNanoseconds()
-            atStep(.running)
-            do { try receiver.run() } catch {
-                return .lost(HandoverError(.machine, "the guest could not be started", phase: .running, cause: error))
-            }
-            times.resumed = monotonicNanoseconds()
-            // The source may be gone, which changes nothing.
-            try? HandoverFrame(.running, payload: times.destinationPart).send(
-                to: socket, deadline: monotonicNanoseconds() + 1_000_000_000)
-            return .running(times)
-        } catch {
-            var failure = error
-            if failure.phase == nil { failure.phase = phase }
-            if failure.code != .peerGone {
-                try? HandoverFrame(.refused, payload: Array("\(failure)".utf8)).send(
-                    to: socket, deadline: monotonicNanoseconds() + 1_000_000_000)
-            }
-            return .notOurs(failure, owner: offered?.owner)
+    /// Waits for the offer, or for the end of a source that may have offered before it died, and takes the guest.
+    /// - Throws: `cancelled` when the source keeps it.
+    package mutating func claim() throws(HandoverError) {
+        times.loaded = monotonicNanoseconds()
+        enter(.claiming)
+        do throws(HandoverError) { _ = try receive(.offer) } catch {
+            guard error.code == .peerGone else { throw error }
         }
+        guard let word, word.claim() else { throw HandoverError(.cancelled, "the source keeps the guest") }
+        times.claimed = monotonicNanoseconds()
+        enter(.running)
+    }
+
+    /// Tells the source, which may be gone, that the guest runs here.
+    package mutating func announceRunning() {
+        times.resumed = monotonicNanoseconds()
+        try? HandoverFrame(.running, payload: times.destinationPart).send(
+            to: socket, deadline: monotonicNanoseconds() + 1_000_000_000)
+    }
+
+    /// Gives up: tells the source why, unless it is gone. Answers the error with the phase filled in.
+    package func refuse(_ error: HandoverError) -> HandoverError {
+        var failure = error
+        if failure.phase == nil { failure.phase = phase }
+        if failure.code != .peerGone, phase < .running {
+            try? HandoverFrame(.refused, payload: Array("\(failure)".utf8)).send(
+                to: socket, deadline: monotonicNanoseconds() + 1_000_000_000)
+        }
+        return failure
+    }
+
+    package mutating func run(_ receiver: any HandoverReceiver) -> TakeoverOutcome {
+        do throws(HandoverError) {
+            let description = try receiveDescription()
+            try asMachineError { try receiver.prepare(description) }
+            let control = try receiveControl()
+            try asMachineError { try receiver.adopt(control) }
+            let state = try receiveState()
+            try asMachineError { try receiver.load(state) }
+            try claim()
+        } catch {
+            return .notOurs(refuse(error), owner: owner)
+        }
+        do { try receiver.run(times) } catch {
+            return .lost(HandoverError(.machine, "the guest could not be started", phase: .running, cause: error))
+        }
+        announceRunning()
+        return .running(times)
+    }
+
+    private mutating func enter(_ next: HandoverPhase) {
+        phase = next
+        atStep(next)
     }
 
     private func receive(_ kind: HandoverFrame.Kind) throws(HandoverError) -> HandoverFrame {

@@ -12,7 +12,7 @@ package struct HandoverFrame: Sendable {
         case hello = 1
         /// Source to destination: what to build; memory and other lasting descriptors.
         case description = 2
-        /// Destination to source: built, mapped, populated, parked.
+        /// Destination to source: built, mapped, populated, parked; and again when it has taken over the control state.
         case ready = 3
         /// Destination to source, instead of anything: no, and why (UTF-8).
         case refused = 4
@@ -22,6 +22,8 @@ package struct HandoverFrame: Sendable {
         case offer = 6
         /// Destination to source: it runs here; the timestamps.
         case running = 7
+        /// Source to destination, before the pause: what the guest does not see, suspended (clients of the monitor).
+        case control = 8
     }
 
     package var kind: Kind

@@ -4,14 +4,21 @@ package import LinuxCalls
 package protocol HandoverSubject: AnyObject {
     /// What the destination must build. The guest runs on.
     func describe() throws -> HandoverDescription
+    /// Suspends what the guest does not see, its monitor's clients, and writes that down. The guest runs on.
+    func suspend() throws -> HandoverState
     /// Stops the guest: afterwards nothing of it runs or is in flight.
     func pause() throws
     /// Writes down the state of the paused guest.
     func save() throws -> HandoverState
-    /// Lets the paused guest run on here; the destination will not.
+    /// Lets everything go on here that was suspended or paused; the destination will not.
     func resume() throws
     /// The guest is the destination's: let go of its memory and descriptors without touching what they stand for.
     func release()
+}
+
+extension HandoverSubject {
+    /// Nothing but the guest itself.
+    package func suspend() throws -> HandoverState { HandoverState(bytes: []) }
 }
 
 /// Times of one hand-over, CLOCK_MONOTONIC in nanoseconds; both processes read the same clock.
@@ -29,6 +36,18 @@ package struct HandoverTimes: Sendable {
     package var claimed: Int64 = 0
     package var resumed: Int64 = 0
     package var ended: Int64 = 0
+
+    /// What the source has measured when it sends the state.
+    var sourcePart: [Int64] {
+        get { [begun, ready, pauseBegun, paused, saved] }
+        set {
+            begun = newValue[0]
+            ready = newValue[1]
+            pauseBegun = newValue[2]
+            paused = newValue[3]
+            saved = newValue[4]
+        }
+    }
 
     /// Nanoseconds in which the guest ran nowhere.
     package var pauseNanoseconds: Int64 { resumed - pauseBegun }
@@ -97,7 +116,7 @@ package struct HandoverSource {
         var times = HandoverTimes()
         times.begun = monotonicNanoseconds()
         var phase = HandoverPhase.greeting
-        var hasPaused = false
+        var isStopped = false
         do throws(HandoverError) {
             let word = try OwnershipWord.made()
             try enter(.greeting, &phase)
@@ -108,19 +127,22 @@ package struct HandoverSource {
             try description.frame(word: word).send(to: socket, deadline: deadline)
             try enter(.preparing, &phase)
             _ = try receive(.ready, deadline: deadline)
+            isStopped = true
+            let control = try asMachineError { try subject.suspend() }
+            try control.frame(.control, times: times).send(to: socket, deadline: deadline)
+            _ = try receive(.ready, deadline: deadline)
             times.ready = monotonicNanoseconds()
 
             try enter(.pausing, &phase)
             let takeBack = after(limits.takingOverMilliseconds)
             times.pauseBegun = monotonicNanoseconds()
-            hasPaused = true
             try asMachineError { try subject.pause() }
             times.paused = monotonicNanoseconds()
             try enter(.saving, &phase)
             let state = try asMachineError { try subject.save() }
             times.saved = monotonicNanoseconds()
             try enter(.sending, &phase)
-            try state.frame.send(to: socket, deadline: takeBack)
+            try state.frame(.state, times: times).send(to: socket, deadline: takeBack)
             try enter(.offering, &phase)
 
             // From here on only the word decides.
@@ -145,7 +167,7 @@ package struct HandoverSource {
         } catch {
             var failure = error
             if failure.phase == nil { failure.phase = phase }
-            guard hasPaused else { return .stayed(failure) }
+            guard isStopped else { return .stayed(failure) }
             do {
                 try subject.resume()
                 return .stayed(failure)

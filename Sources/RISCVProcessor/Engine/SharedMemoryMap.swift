@@ -7,6 +7,8 @@ import Synchronization
 /// The rule that keeps decoded code right: before a hart decodes from a page for the first time, no hart has a fast
 /// write path to it (``settle(page:for:)``); and a hart that makes itself one first tells those who decoded from the page
 /// (``willWrite(page:hart:)``). They drop what they decoded at their next `fence.i`, as the architecture has it.
+///
+/// SAFETY: the layout is fixed at init; what changes are atomic words in the tables.
 final class SharedMemoryMap: @unchecked Sendable {
     struct Region {
         var address: UInt64

@@ -88,7 +88,7 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
         if environment("PROBE_REFUSE") != nil { throw HandoverError(.incompatible, "told to refuse") }
     }
 
-    func run() throws {
+    func run(_ times: HandoverTimes) throws {
         if shared[.steps] != arrivedSteps { shared.add(.staleStates) }
         try start()
     }
@@ -166,7 +166,8 @@ if arguments.count > 1, arguments[1] == "source" {
     guest = try ScriptedGuest(nil)
     let socket = OwnedDescriptor(adopting: 3)
     try socket.setCloseOnExec(true)
-    switch HandoverDestination(socket: socket, program: "probe", atStep: fault("destination")).run(guest) {
+    var destination = HandoverDestination(socket: socket, program: "probe", atStep: fault("destination"))
+    switch destination.run(guest) {
     case .running: guest.shared[.destinationOutcome] = 1
     case .notOurs(let error, let owner):
         report("not ours: \(error)\n")
