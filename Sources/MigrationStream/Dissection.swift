@@ -28,6 +28,8 @@ package struct DissectedField: Hashable, Sendable {
     package var offset: UInt64
     /// Of one element.
     package var elementByteCount: Int
+    /// Which element of an array this is, when its elements are described one by one.
+    package var index: UInt32? = nil
     package var value: Value
 }
 
@@ -78,6 +80,7 @@ extension DissectedStructure {
         try cursor.require(byteCount)
         var result = DissectedField(
             name: field.name, type: field.type, offset: start, elementByteCount: elementByteCount, value: .bytes([]))
+        if case .index(let index) = field.repetition { result.index = index }
         if let nested = field.structure {
             // An element without bytes needs no repetition: nothing could tell how many there are.
             guard elementByteCount > 0 || field.elementCount == 1 else { return result }
@@ -197,7 +200,7 @@ package enum SectionSearch {
     }
 
     private static func isEnd(_ cursor: StreamCursor) -> Bool {
-        (try? cursor.peekByte()) == RecordType.endOfStream.rawValue
+        (try? cursor.peekByte()) == RecordType.endOfStream.rawValue && cursor.remaining >= 2
     }
 
     private static func canFollow(_ cursor: StreamCursor, _ knownSections: Set<UInt32>) -> Bool {

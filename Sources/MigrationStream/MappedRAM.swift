@@ -51,7 +51,7 @@ package struct MappedRAMHeader: Hashable, Sendable {
         let bitmapEnd = header.bitmapOffset.addingReportingOverflow(
             bitmapByteCount(byteCount: byteCount, pageSize: pageSize))
         let pagesEnd = header.pagesOffset.addingReportingOverflow(byteCount)
-        guard header.bitmapOffset >= start, !bitmapEnd.overflow, bitmapEnd.partialValue <= header.pagesOffset,
+        guard header.bitmapOffset >= ahead.offset, !bitmapEnd.overflow, bitmapEnd.partialValue <= header.pagesOffset,
             header.pagesOffset % pageSize == 0, !pagesEnd.overflow, pagesEnd.partialValue <= UInt64(Int64.max)
         else {
             throw StreamError(
