@@ -84,6 +84,7 @@ final class TestMachine: @unchecked Sendable {
     /// Runs hart 0 until it stores to the finisher. Answers how often it wanted to wait.
     @discardableResult func run(_ words: [UInt32]? = nil) throws -> Int {
         if let words { try write(words + RV.stop) }
+        hart.synchronizeCode()
         return runHart(0)
     }
 
