@@ -113,7 +113,9 @@ let package = Package(
         tests("MigrationStreamTests", ["MigrationStream"], resources: [.copy("Corpus")]),
         tests("MigrationEngineTests", ["MigrationEngine", "MigrationChannels", "MigrationTestKit", "LinuxCalls"]),
         tests("QMPProtocolTests", ["QMPProtocol"]),
-        tests("SupervisorTests", ["Supervisor"]),
+        tests(
+            "SupervisorTests",
+            ["Supervisor", "QMPProtocol", "LinuxCalls", "GuestMemory", "ComponentState", "MigrationEngine"]),
         // Whole processes: the built tool, real guests, real peers.
         tests("MachineRunTests", ["LinuxCalls", "ProcessTestKit"]),
         .executableTarget(

@@ -1,6 +1,41 @@
 import ArgumentParser
+import Glibc
+import Supervisor
 
-@main
+/// The tool: arguments in, exit status out; one file per subcommand.
 struct Sidestep: ParsableCommand {
-    static let configuration = CommandConfiguration(commandName: "sidestep", abstract: "Run virtual machines that change process without stopping.")
+    static let configuration = CommandConfiguration(
+        commandName: "sidestep", abstract: "Run virtual machines that change process without stopping.",
+        version: "\(Product.name) \(Product.version)",
+        subcommands: [Run.self, ExitStatusHelp.self])
+}
+
+@main enum Main {
+    static func main() {
+        do {
+            var command = try Sidestep.parseAsRoot()
+            try command.run()
+        } catch let refusal as Refusal {
+            Diagnostics.write(refusal.description)
+            exit(refusal.status.rawValue)
+        } catch {
+            Sidestep.exit(withError: error)
+        }
+    }
+}
+
+/// `sidestep exit-status`: what the numbers mean.
+struct ExitStatusHelp: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "exit-status", abstract: "Show what the exit statuses mean.")
+
+    func run() {
+        print(
+            """
+            'sidestep run' ends with the status that the guest gave to its test finisher, unless one of these applies:
+            """)
+        for status in ExitStatus.allCases {
+            print("\(status.rawValue < 10 ? " " : "")\(status.rawValue)  \(status.meaning)")
+        }
+    }
 }

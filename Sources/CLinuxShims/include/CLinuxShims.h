@@ -78,6 +78,10 @@ int shim_ioctl_int(int descriptor, unsigned long request, unsigned long argument
 int shim_install_interrupting_signal(int signal);
 /// Sends `signal` to one thread of this process.
 int shim_interrupt_thread(pthread_t thread, int signal);
+/// Blocks `count` signals in the calling thread and answers a signalfd(2) for them, non-blocking and close-on-exec.
+int shim_signalfd(const int *signals, int count);
+/// The number of the next signal of a signalfd, or -1.
+int shim_signalfd_next(int descriptor);
 
 /// Effective user of the process at the other end of a unix socket (SO_PEERCRED); -1 with errno on failure.
 int shim_peer_credentials(int socket, int *process, unsigned int *user, unsigned int *group);

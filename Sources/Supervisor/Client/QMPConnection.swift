@@ -1,0 +1,116 @@
+package import LinuxCalls
+package import QMPProtocol
+
+/// A QMP client that waits for its answers: for the tool's subcommands, which have nothing else to do.
+package final class QMPConnection {
+    package enum Failure: Error, Sendable, CustomStringConvertible {
+        case closed
+        case timedOut
+        case notQMP
+        case system(SystemCallError)
+        case refused(QMPError)
+
+        package var description: String {
+            switch self {
+            case .closed: "the guest's process closed the connection"
+            case .timedOut: "the guest's process does not answer"
+            case .notQMP: "this is not a QMP socket"
+            case .system(let error): error.description
+            case .refused(let error): error.description
+            }
+        }
+    }
+
+    package let socket: OwnedDescriptor
+    private var framer: JSONFramer
+    /// Events that came while an answer was waited for.
+    package private(set) var events: [QMPEvent] = []
+    package private(set) var greeting = JSONObject()
+
+    /// Takes a connected socket, waits for the greeting and negotiates.
+    package init(_ socket: OwnedDescriptor, timeoutMilliseconds: Int64 = 5000) throws(Failure) {
+        self.socket = socket
+        var limits = JSONLimits()
+        limits.byteCount = 16 << 20  // a schema is large
+        limits.tokens = 1 << 20
+        framer = JSONFramer(limits: limits)
+        guard case .greeting(let greeting) = try receive(timeoutMilliseconds) else { throw .notQMP }
+        self.greeting = greeting
+        _ = try run("qmp_capabilities", timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    /// Connects to a unix socket.
+    package convenience init(path: String, timeoutMilliseconds: Int64 = 5000) throws(Failure) {
+        let socket: OwnedDescriptor
+        do { socket = try StreamSocket.connect(to: .unix(path: path)) } catch { throw .system(error) }
+        try self.init(socket, timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    /// Runs a command and waits for its answer; events that come in between are kept.
+    /// - Parameter timeoutMilliseconds: -1 waits for ever.
+    package func run(
+        _ command: String, _ arguments: JSONObject = [:], descriptors: [OwnedDescriptor] = [],
+        timeoutMilliseconds: Int64 = 30_000
+    ) throws(Failure) -> JSONValue {
+        do {
+            try StreamSocket.sendAll(
+                QMPCommand(name: command, arguments: arguments).line, descriptors: descriptors, to: socket)
+        } catch { throw .system(error) }
+        return try awaitAnswer(timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    /// Waits for the answer to a command that was sent.
+    package func awaitAnswer(timeoutMilliseconds: Int64 = 30_000) throws(Failure) -> JSONValue {
+        while true {
+            switch try receive(timeoutMilliseconds) {
+            case .result(let value, _): return value
+            case .failure(let error, _): throw .refused(error)
+            case .event(let event): events.append(event)
+            case .greeting: throw .notQMP
+            }
+        }
+    }
+
+    /// The next event, kept or new; nil when none came in time.
+    package func nextEvent(timeoutMilliseconds: Int64) throws(Failure) -> QMPEvent? {
+        if !events.isEmpty { return events.removeFirst() }
+        do {
+            while true { if case .event(let event) = try receive(timeoutMilliseconds) { return event } }
+        } catch {
+            if case .timedOut = error { return nil }
+            throw error
+        }
+    }
+
+    private func receive(_ timeoutMilliseconds: Int64) throws(Failure) -> QMPMessage {
+        let deadline = monotonicNanoseconds() &+ timeoutMilliseconds &* 1_000_000
+        while true {
+            switch framer.next() {
+            case .value(let bytes):
+                guard let value = try? JSONValue(json: bytes), let message = QMPMessage(value) else { throw .notQMP }
+                return message
+            case .problem: throw .notQMP
+            case nil: break
+            }
+            let left = timeoutMilliseconds < 0 ? -1 : max(0, (deadline - monotonicNanoseconds()) / 1_000_000)
+            do {
+                guard try socket.waitUntilReady(for: 1, timeoutMilliseconds: CInt(clamping: left)) != 0 else {
+                    throw Failure.timedOut
+                }
+                let count = unsafe try withUnsafeTemporaryAllocation(byteCount: 64 << 10, alignment: 16) {
+                    (buffer) throws(SystemCallError) in
+                    let count = try unsafe socket.read(into: buffer)
+                    unsafe framer.append(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+                    return count
+                }
+                if count == 0 { throw Failure.closed }
+            } catch let error as Failure {
+                throw error
+            } catch let error as SystemCallError {
+                throw error.errno == .connectionReset ? .closed : .system(error)
+            } catch {
+                throw .closed
+            }
+        }
+    }
+}

@@ -1,0 +1,43 @@
+package import GuestMemory
+package import MigrationEngine
+
+/// What the supervisor needs of a machine. ``VirtGuest`` implements it over the `virt` board; tests script it.
+///
+/// `pause`, `resume` and `reset` block until done and are never called on the monitor's thread.
+package protocol SupervisedGuest: MigratableGuest {
+    /// Guest-physical memory.
+    var memory: GuestMemory { get }
+    var processors: [GuestProcessorInformation] { get }
+    /// Power-on state, with the boot images loaded again. Called while paused.
+    func reset() throws
+    /// Registers of all processors as text. Called while paused.
+    func registerDump() -> String
+    /// Ends all threads of the machine; called once, after `pause`. Nothing runs afterwards.
+    func shutDown()
+    /// Tells what the guest does to itself. Called from any thread, also while `pause` waits; must not block.
+    func setEventHandler(_ handler: @escaping @Sendable (GuestEvent) -> Void)
+}
+
+package struct GuestProcessorInformation: Hashable, Sendable {
+    package var index: Int
+    /// The host's thread, 0 while there is none.
+    package var threadIdentifier: Int32
+    /// Instructions retired since power-on.
+    package var retiredInstructions: UInt64
+
+    package init(index: Int, threadIdentifier: Int32, retiredInstructions: UInt64) {
+        self.index = index
+        self.threadIdentifier = threadIdentifier
+        self.retiredInstructions = retiredInstructions
+    }
+}
+
+/// What a guest does by itself.
+package enum GuestEvent: Hashable, Sendable {
+    /// The guest switched the machine off; the code is what it gave to the test finisher, 0 for a plain power-off.
+    case poweredOff(code: Int32)
+    /// The guest started itself anew; it runs.
+    case reset
+    /// A processor cannot go on.
+    case failed(String)
+}

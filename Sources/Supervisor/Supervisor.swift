@@ -1,0 +1,303 @@
+import Glibc
+package import LinuxCalls
+package import QMPProtocol
+import Synchronization
+
+/// Owns a running guest: its machine, its run directory, its monitor. The one place where machine and migration meet.
+///
+/// The monitor has one thread, `loop`, and nothing blocks there: what takes time runs on `worker` (stopping processors,
+/// writing files) or on a thread of its own (moving the guest), and comes back to the loop to tell.
+package final class Supervisor: @unchecked Sendable {
+    // SAFETY: mutable members without a lock are touched only on the loop's thread; entry points check it.
+
+    package let loop: EventLoop
+    let worker: SerialWorker
+    package let guest: any SupervisedGuest
+    /// What the guest was made from, with every default filled in.
+    package let configuration: RunConfiguration
+    package let directory: RunDirectory
+    /// The QMP server; made in init, never changed.
+    package private(set) var server: QMPServer!
+    var descriptorStore = DescriptorStore()
+    /// What `query-chardev` and `inspect` say of the console.
+    package let consoleDescription: String
+
+    package private(set) var runState: RunState
+    /// Operations on the machine's life, one at a time, in the order in which they were asked for.
+    private var operations: [@Sendable () -> Void] = []
+    private var isOperating = false
+    private var isQuitting = false
+
+    private let ended = HostSemaphore()
+    private let exitStatus = Mutex<Int32>(ExitStatus.done.rawValue)
+
+    /// Takes over a machine that was built and does not run yet.
+    package init(
+        loop: EventLoop, guest: any SupervisedGuest, configuration: RunConfiguration, directory: RunDirectory,
+        consoleDescription: String, runState: RunState = .prelaunch
+    ) throws(SystemCallError) {
+        self.loop = loop
+        self.guest = guest
+        self.configuration = configuration
+        self.directory = directory
+        self.consoleDescription = consoleDescription
+        self.runState = runState
+        worker = try SerialWorker(name: "life-cycle")
+        server = QMPServer(loop: loop, version: Product.qmpVersion, executor: self)
+        guest.setEventHandler { [weak self] event in
+            guard let self else { return }
+            self.loop.perform { self.handle(event) }
+        }
+    }
+
+    package var name: String { configuration.name ?? directory.name }
+
+    package var qmpAddresses: [ListenAddress] { server.addresses }
+
+    /// Waits for the end of the guest and answers the process's exit status. For the main thread.
+    package func waitForEnd() -> Int32 {
+        ended.wait()
+        ended.signal()  // whoever asks again gets the same answer
+        return exitStatus.withLock { $0 }
+    }
+
+    // MARK: Events
+
+    /// Tells every QMP client.
+    func announce(_ event: SupervisorEvent, _ data: JSONObject? = nil) {
+        var now = timespec()
+        unsafe clock_gettime(CLOCK_REALTIME, &now)
+        server.broadcast(
+            QMPEvent(
+                name: event.rawValue, data: data,
+                microseconds: Int64(now.tv_sec) * 1_000_000 + Int64(now.tv_nsec) / 1000))
+    }
+
+    private func handle(_ event: GuestEvent) {
+        switch event {
+        case .poweredOff(let code):
+            runState = .shutdown
+            quit(cause: .guestShutdown, status: Self.exitStatus(ofGuest: code))
+        case .reset: announce(.reset, ["guest": true, "reason": .string(ShutdownCause.guestReset.rawValue)])
+        case .failed(let reason):
+            Diagnostics.write("the guest cannot go on: \(reason)")
+            runState = .internalError
+            announce(.stop)
+            quit(cause: .guestPanic, status: ExitStatus.guestFailure.rawValue)
+        }
+    }
+
+    /// A process has eight bits of exit status; a failure must not become success by losing the others.
+    static func exitStatus(ofGuest code: Int32) -> Int32 {
+        let status = code & 0xFF
+        return status == 0 && code != 0 ? 255 : status
+    }
+
+    // MARK: Life cycle
+
+    /// Queues an operation that calls its argument when it has ended.
+    private func operate(_ operation: @escaping @Sendable (_ ended: @escaping @Sendable () -> Void) -> Void) {
+        operations.append { [self] in
+            operation { [self] in
+                loop.perform { [self] in
+                    isOperating = false
+                    beginNextOperation()
+                }
+            }
+        }
+        beginNextOperation()
+    }
+
+    private func beginNextOperation() {
+        guard !isOperating, !operations.isEmpty else { return }
+        isOperating = true
+        operations.removeFirst()()
+    }
+
+    /// Runs `work` on the worker and `then` with its result on the loop, as one operation.
+    private func operate(
+        _ begin: @escaping @Sendable () -> Operation?,
+        then done: @escaping @Sendable (Result<Void, QMPError>) -> Void
+    ) {
+        operate { [self] ended in
+            guard let operation = begin() else {
+                done(.success(()))
+                return ended()
+            }
+            if let refusal = operation.refusal {
+                done(.failure(refusal))
+                return ended()
+            }
+            worker.perform { [self] in
+                let result: Result<Void, QMPError>
+                do {
+                    try operation.work()
+                    result = .success(())
+                } catch {
+                    result = .failure(QMPError("\(error)"))
+                }
+                loop.perform {
+                    if case .success = result { operation.then() }
+                    done(result)
+                    ended()
+                }
+            }
+        }
+    }
+
+    private struct Operation: Sendable {
+        var refusal: QMPError?
+        var work: @Sendable () throws -> Void = {}
+        var then: @Sendable () -> Void = {}
+    }
+
+    /// Starts a guest that was built, unless it is to wait for `cont`.
+    package func start() {
+        precondition(loop.isLoopThread)
+        if runState == .prelaunch && !configuration.isPaused {
+            continueGuest { [weak self] result in
+                guard case .failure(let error) = result else { return }
+                Diagnostics.write("the guest does not start: \(error)")
+                self?.quit(cause: .hostError, status: ExitStatus.hostFailure.rawValue)
+            }
+        }
+    }
+
+    /// `stop`.
+    func stopGuest(_ done: @escaping @Sendable (Result<Void, QMPError>) -> Void) {
+        operate(
+            { [self] in
+                guard runState == .running else { return nil }
+                return Operation(
+                    work: { [self] in try guest.pause() },
+                    then: { [self] in
+                        if runState == .running { runState = .paused }
+                        announce(.stop)
+                    })
+            }, then: done)
+    }
+
+    /// `cont`.
+    func continueGuest(_ done: @escaping @Sendable (Result<Void, QMPError>) -> Void) {
+        operate(
+            { [self] in
+                if runState == .running { return nil }
+                guard runState.canContinue else {
+                    return Operation(
+                        refusal: QMPError("the guest cannot run on: it is in state '\(runState.rawValue)'"))
+                }
+                return Operation(
+                    work: { [self] in try guest.resume() },
+                    then: { [self] in
+                        runState = .running
+                        announce(.resume)
+                    })
+            }, then: done)
+    }
+
+    /// `system_reset`.
+    func resetGuest(cause: ShutdownCause, _ done: @escaping @Sendable (Result<Void, QMPError>) -> Void) {
+        operate(
+            { [self] in
+                guard runState == .running || runState.canContinue else {
+                    return Operation(
+                        refusal: QMPError("the guest cannot be reset: it is in state '\(runState.rawValue)'"))
+                }
+                let wasRunning = runState == .running
+                return Operation(
+                    work: { [self] in
+                        if wasRunning { try guest.pause() }
+                        try guest.reset()
+                        if wasRunning { try guest.resume() }
+                    },
+                    then: { [self] in
+                        announce(.reset, ["guest": .bool(cause.isGuest), "reason": .string(cause.rawValue)])
+                    })
+            }, then: done)
+    }
+
+    /// Registers as text; stops the guest for a moment if it runs.
+    func registerDump(_ answer: @escaping @Sendable (String) -> Void) {
+        let text = Mutex("")
+        operate(
+            { [self] in
+                let wasRunning = runState == .running
+                return Operation(work: { [self] in
+                    if wasRunning { try guest.pause() }
+                    let dump = guest.registerDump()
+                    text.withLock { $0 = dump }
+                    if wasRunning { try guest.resume() }
+                })
+            },
+            then: { result in
+                switch result {
+                case .success: answer(text.withLock { $0 })
+                case .failure(let error): answer("Error: \(error)\r\n")
+                }
+            })
+    }
+
+    /// Ends the guest and then the process.
+    func quit(cause: ShutdownCause, status: Int32) {
+        precondition(loop.isLoopThread)
+        guard !isQuitting else { return }
+        isQuitting = true
+        announce(.shutdown, ["guest": .bool(cause.isGuest), "reason": .string(cause.rawValue)])
+        operate { [self] _ in
+            worker.perform { [self] in
+                try? guest.pause()
+                guest.shutDown()
+                loop.perform { [self] in
+                    server.close()
+                    exitStatus.withLock { $0 = status }
+                    ended.signal()
+                }
+            }
+        }
+    }
+
+    /// From outside of QMP: a signal, the console's own keys. Any thread.
+    package func requestQuit(bySignal: Bool) {
+        loop.perform { [self] in
+            quit(cause: bySignal ? .hostSignal : .hostUI, status: ExitStatus.done.rawValue)
+        }
+    }
+
+    // MARK: Inspection
+
+    var inspection: JSONValue {
+        [
+            "name": .string(name), "status": .string(runState.rawValue), "process": JSONValue(getpid()),
+            "version": .string(Product.version), "configuration": configuration.json,
+            "console": .string(consoleDescription), "qmp": .array(qmpAddresses.map { .string($0.argument) }),
+            "clients": JSONValue(server.clientCount),
+            "instructions": JSONValue(guest.processors.reduce(0) { $0 &+ $1.retiredInstructions }),
+        ]
+    }
+}
+
+extension Supervisor: QMPCommandExecutor {
+    package func execute(
+        _ command: QMPCommand, from client: QMPClient, reply: @escaping @Sendable (Result<JSONValue, QMPError>) -> Void
+    ) {
+        run(command, client: client, reply: reply)
+    }
+
+    /// Judges and runs a command. On the loop's thread.
+    func run(
+        _ command: QMPCommand, client: QMPClient?, reply: @escaping @Sendable (Result<JSONValue, QMPError>) -> Void
+    ) {
+        precondition(loop.isLoopThread)
+        do throws(QMPError) {
+            guard let entry = CommandTable.byName[command.name] else { throw .commandNotFound(command.name) }
+            if command.isOutOfBand && !entry.allowsOutOfBand {
+                throw QMPError("The command \(command.name) does not support OOB")
+            }
+            try entry.arguments.check(arguments: command.arguments)
+            let invocation = CommandInvocation(arguments: command.arguments, client: client, reply: reply)
+            if let value = try entry.body(self, invocation) { reply(.success(value)) }
+        } catch {
+            reply(.failure(error))
+        }
+    }
+}

@@ -1,0 +1,82 @@
+package import ComponentState
+package import GuestMemory
+package import Machine
+import MigrationEngine
+import Synchronization
+
+/// The `virt` machine as the supervisor and the engine see it.
+package final class VirtGuest: SupervisedGuest {
+    package let machine: VirtMachine
+    /// Events from before there was somebody to tell.
+    private let sink: EventSink
+
+    /// Passes the machine's events on; the machine wants its observer before there is a supervisor.
+    package final class EventSink: Sendable {
+        private struct State {
+            var handler: (@Sendable (GuestEvent) -> Void)?
+            var waiting: [GuestEvent] = []
+        }
+        private let state = Mutex(State())
+
+        package init() {}
+
+        package func observe(_ event: MachineEvent) {
+            let guestEvent: GuestEvent
+            switch event {
+            case .powerOff(let exitCode): guestEvent = .poweredOff(code: exitCode)
+            case .reset: guestEvent = .reset
+            case .failed(let reason): guestEvent = .failed(reason)
+            case .paused, .resumed: return
+            }
+            let handler = state.withLock { state in
+                if state.handler == nil { state.waiting.append(guestEvent) }
+                return state.handler
+            }
+            handler?(guestEvent)
+        }
+
+        func connect(_ handler: @escaping @Sendable (GuestEvent) -> Void) {
+            let waiting = state.withLock { state in
+                state.handler = handler
+                defer { state.waiting = [] }
+                return state.waiting
+            }
+            for event in waiting { handler(event) }
+        }
+    }
+
+    /// - Parameter events: What the machine was given as its observer.
+    package init(machine: VirtMachine, events: EventSink) {
+        self.machine = machine
+        sink = events
+    }
+
+    package var memory: GuestMemory { machine.memory }
+
+    package var processors: [GuestProcessorInformation] {
+        machine.processors.map {
+            GuestProcessorInformation(
+                index: $0.index, threadIdentifier: 0, retiredInstructions: $0.retiredInstructions)
+        }
+    }
+
+    package func reset() throws { try machine.reset() }
+
+    package func registerDump() -> String { machine.processors.map { $0.registerDump() }.joined(separator: "\r\n") }
+
+    package func shutDown() { machine.shutDown() }
+
+    package func setEventHandler(_ handler: @escaping @Sendable (GuestEvent) -> Void) { sink.connect(handler) }
+
+    // MARK: MigratableGuest
+
+    package var machineName: String { VirtMachine.machineName }
+    package var ramBlocks: [RAMBlock] { machine.ramBlocks }
+    package func restartDirtyTracking() throws { machine.restartDirtyTracking() }
+    package func setThrottle(percent: Int) { machine.setThrottle(percent: percent) }
+    package func pause() throws { try machine.pause() }
+    package func resume() throws { try machine.resume() }
+    package var isRunning: Bool { machine.isRunning }
+    package var components: [any StatefulComponent] { machine.components }
+    package func finishLoading() throws { try machine.finishLoading() }
+}

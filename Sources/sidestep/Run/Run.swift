@@ -1,0 +1,28 @@
+import ArgumentParser
+import Glibc
+import Supervisor
+
+struct Run: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Run a guest until it powers off.",
+        discussion: """
+            Needs --kernel (Debian's OpenSBI is the firmware unless --firmware names another) or --firmware alone, which is
+            started in machine mode. The exit status is what the guest gives to its test finisher; see 'sidestep exit-status'.
+            On --console stdio, Ctrl-A X ends the guest and Ctrl-A H helps.
+            """)
+
+    @OptionGroup var options: RunOptions
+
+    @Option(help: ArgumentHelp("Wait for a guest from elsewhere instead of starting one.", valueName: "URI|defer"))
+    var incoming: String?
+
+    @Flag(help: "Return as soon as the guest runs; it goes on in the background.")
+    var detach = false
+
+    func run() throws {
+        var configuration = try options.effectiveConfiguration()
+        if let incoming { configuration.incoming = incoming }
+        let status = try GuestProcess.run(configuration)
+        Glibc.exit(status)
+    }
+}
