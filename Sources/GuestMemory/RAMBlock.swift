@@ -60,6 +60,16 @@ package let guestPageSize = 4096
     /// All of it lies in ``file`` (or none of it in any): the file alone is the block.
     package var isWhole: Bool { foreign.withLock { $0.isEmpty } }
 
+    /// Some of it lies in this file.
+    package func uses(_ other: OwnedDescriptor) throws(SystemCallError) -> Bool {
+        let wanted = try other.status()
+        for used in foreign.withLock({ $0.map(\.file) }) + (file.map { [$0] } ?? []) {
+            let status = try used.status()
+            if status.device == wanted.device && status.inode == wanted.inode { return true }
+        }
+        return false
+    }
+
     /// Gives pages back to the host; they read as zero afterwards. For a memfd they are gone for everybody who has it.
     /// - Parameters: Multiples of the host page size.
     package func free(offset: Int, byteCount: Int) throws(SystemCallError) {

@@ -56,23 +56,34 @@ package enum GatheredIO {
         }
     }
 
-    /// Waits for one of two descriptors. Answers what is ready of each; both empty when the time is over.
+    /// Which of the descriptors waited for has something.
+    package struct Ready: Sendable {
+        /// What was waited for, or an error or hang-up, on the first.
+        package var isReady = false
+        package var isWoken = false
+        package var isHungUp = false
+    }
+
+    /// Waits for one descriptor, until another wakes or a third is hung up. Nothing is set when the time is over.
     /// - Parameter timeoutMilliseconds: -1 waits for ever.
     package static func wait(
-        for events: Int16, on first: OwnedDescriptor, orReadable second: OwnedDescriptor, timeoutMilliseconds: Int
-    ) throws(SystemCallError) -> (first: Int16, second: Int16) {
+        for events: Int16, on first: OwnedDescriptor, wake: OwnedDescriptor, hangUp: OwnedDescriptor? = nil,
+        timeoutMilliseconds: Int
+    ) throws(SystemCallError) -> Ready {
         var entries = (
             pollfd(fd: first.rawValue, events: events, revents: 0),
-            pollfd(fd: second.rawValue, events: Int16(POLLIN), revents: 0)
+            pollfd(fd: wake.rawValue, events: Int16(POLLIN), revents: 0),
+            pollfd(fd: hangUp?.rawValue ?? -1, events: 0x2000, revents: 0)  // POLLRDHUP
         )
         _ = try retrying("poll") {
             unsafe withUnsafeMutablePointer(to: &entries) { tuple in
-                unsafe tuple.withMemoryRebound(to: pollfd.self, capacity: 2) {
-                    unsafe poll($0, 2, CInt(clamping: timeoutMilliseconds))
+                unsafe tuple.withMemoryRebound(to: pollfd.self, capacity: 3) {
+                    unsafe poll($0, 3, CInt(clamping: timeoutMilliseconds))
                 }
             }
         }
-        return (entries.0.revents, entries.1.revents)
+        return Ready(
+            isReady: entries.0.revents != 0, isWoken: entries.1.revents != 0, isHungUp: entries.2.revents != 0)
     }
 
     /// Asks for larger socket buffers; the kernel gives what its limits allow. Source: socket(7).

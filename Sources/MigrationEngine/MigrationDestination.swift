@@ -112,6 +112,7 @@ final class DestinationDriver {
         }
         guard case .finished(let outcome) = machine.state else { preconditionFailure("\(machine.state) at the end") }
         input.transport.close()
+        owner.hooks?.end()
         owner.report { progress in
             progress.ram = receiver.progress
             progress.ram.transferredByteCount = input.receivedByteCount

@@ -41,7 +41,26 @@ package final class MigrationSource: Sendable {
     }
 
     /// Runs the migration to its end and answers where the guest is; why, and how long it took, is in ``progress``.
-    package func run() -> MigrationOutcome { SourceDriver(self).run() }
+    package func run() -> MigrationOutcome {
+        let driver = SourceDriver(self)
+        let outcome = driver.run()
+        if outcome == .undecided { undecided.withLock { $0 = Undecided(driver: driver) } }
+        return outcome
+    }
+
+    /// What an undecided migration leaves behind: the guest, paused, and what it takes to run it again.
+    private struct Undecided: @unchecked Sendable {
+        // SAFETY: the driver's thread has ended; whoever takes it out of the lock is alone with it.
+        let driver: SourceDriver
+    }
+    private let undecided = Mutex<Undecided?>(nil)
+
+    /// After ``MigrationOutcome/undecided``: an operator says where the guest is. `guestStayed` makes its memory whole
+    /// and lets it run on here, which is only right if the destination is dead or never took it.
+    package func settle(_ outcome: MigrationOutcome) {
+        guard outcome != .undecided, let left = undecided.withLock({ $0.take() }) else { return }
+        left.driver.settle(outcome)
+    }
 
     package var progress: MigrationProgress { current.withLock { $0 } }
 
@@ -506,6 +525,7 @@ final class SourceDriver {
             giveBack()
         }
         output.transport.close()
+        if outcome != .undecided { owner.hooks?.end() }
         let end = now()
         owner.report { progress in
             publishCounts(&progress)
@@ -521,6 +541,16 @@ final class SourceDriver {
             progress.timing.totalNanoseconds = end - start
         }
         return outcome
+    }
+
+    func settle(_ outcome: MigrationOutcome) {
+        if outcome == .guestStayed { giveBack() }
+        owner.hooks?.end()
+        owner.report { progress in
+            progress.outcome = outcome
+            progress.status = outcome == .guestMoved ? .completed : .failed
+            progress.error = outcome == .guestMoved ? nil : failure
+        }
     }
 
     private func publishCounts(_ progress: inout MigrationProgress) {

@@ -54,6 +54,8 @@ package protocol SourceRAMHooks: AnyObject, Sendable {
     func takeBack() throws(MigrationError)
     /// Bytes that crossed outside of the stream.
     var sideByteCount: UInt64 { get }
+    /// The migration is over: let go of what only it needed.
+    func end()
 }
 
 /// How a channel takes part in receiving RAM.
@@ -66,6 +68,8 @@ package protocol DestinationRAMHooks: AnyObject, Sendable {
     func answerPing(_ value: UInt32, _ output: StreamOutput) throws(MigrationError) -> Bool
     /// The block list was received, in this order.
     func blocksListed(_ blocks: [RAMBlock])
+    /// The migration is over: let go of what only it needed.
+    func end()
 }
 
 /// Consecutive pages of one block.

@@ -74,20 +74,28 @@ import Testing
         try rig.source.resume()
         let second = try Rig(script: rig.script, pages: [5000, 700]) { [ScriptedComponent("late", byteCount: 32)] }
         defer { second.end() }
-        let (left, right) = try Rig.pair()
-        let configuration = Rig.flipping(.stopAndCopy)
-        let again = Rig.Ends(
-            source: MigrationSource(
-                guest: rig.source, transport: left, configuration: configuration,
-                hooks: PageFlipSource(transport: left, guest: rig.source, configuration: configuration)),
-            destination: MigrationDestination(
-                guest: second.destination, transport: right, configuration: configuration,
-                hooks: PageFlipDestination(transport: right, configuration: configuration)))
+        let again = try rig.flippingEnds(Rig.flipping(.stopAndCopy), to: second.destination)
         let next = try Rig.run(again)
         #expect(next.source == .guestMoved && next.destination == .guestMoved)
         #expect(again.source.progress.error == nil)
         try second.destination.pause()
         #expect(second.destination.flaws() == [])
+    }
+
+    @Test("a destination whose memory was taken back cannot be given it again")
+    func notTwice() throws {
+        let rig = try Rig(pages: [3000]) { [ScriptedComponent("late", byteCount: 32)] }
+        defer { rig.end() }
+        (rig.destination.extraComponents[0] as! ScriptedComponent).fault.withLock {
+            $0 = .invalid(component: "late", field: "bytes", value: "scripted")
+        }
+        try rig.source.resume()
+        #expect(try Rig.run(try rig.flippingEnds(Rig.flipping(.stopAndCopy))).source == .guestStayed)
+        let again = try rig.flippingEnds(Rig.flipping(.stopAndCopy))
+        #expect(try Rig.run(again).source == .guestStayed)
+        #expect(again.source.progress.error?.code == .ramMismatch)
+        try rig.source.pause()
+        #expect(rig.source.flaws() == [])
     }
 
     @Test("memory that was taken back can be made whole")

@@ -69,7 +69,7 @@ final class Rig: Sendable {
         _ configuration: MigrationConfiguration = Rig.configuration,
         destination other: MigrationConfiguration? = nil,
         transports: (any MigrationTransport, any MigrationTransport)? = nil,
-        hooks: ((any SourceRAMHooks)?, (any DestinationRAMHooks)?) = (nil, nil),
+        hooks: ((any SourceRAMHooks)?, (any DestinationRAMHooks)?) = (nil, nil), to guest: ScriptedGuest? = nil,
         observer: (@Sendable (MigrationProgress) -> Void)? = nil
     ) throws -> Ends {
         let (left, right) = try transports ?? Rig.pair()
@@ -77,7 +77,7 @@ final class Rig: Sendable {
             source: MigrationSource(
                 guest: source, transport: left, configuration: configuration, hooks: hooks.0, observer: observer),
             destination: MigrationDestination(
-                guest: destination, transport: right, configuration: other ?? configuration, hooks: hooks.1))
+                guest: guest ?? destination, transport: right, configuration: other ?? configuration, hooks: hooks.1))
     }
 
     /// Page flipping at both ends.
@@ -91,7 +91,8 @@ final class Rig: Sendable {
     /// Both ends of a page flip over a fresh socket pair.
     func flippingEnds(
         _ configuration: MigrationConfiguration, destination other: MigrationConfiguration? = nil,
-        splicer: PageSplicer = .kernel, notice: @escaping @Sendable (String) -> Void = { _ in },
+        to guest: ScriptedGuest? = nil, splicer: PageSplicer = .kernel,
+        notice: @escaping @Sendable (String) -> Void = { _ in },
         observer: (@Sendable (MigrationProgress) -> Void)? = nil
     ) throws -> Ends {
         let (left, right) = try Rig.pair()
@@ -100,6 +101,7 @@ final class Rig: Sendable {
         return try ends(
             configuration, destination: other, transports: (left, right),
             hooks: (hooks, PageFlipDestination(transport: right, configuration: other ?? configuration)),
+            to: guest,
             observer: observer)
     }
 

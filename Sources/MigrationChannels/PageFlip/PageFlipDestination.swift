@@ -56,6 +56,8 @@ package final class PageFlipDestination: DestinationRAMHooks {
         return true
     }
 
+    package func end() { unsafe state.pipe = nil }
+
     package func loadPages(_ run: PageRun) throws(MigrationError) {
         guard let pipe = unsafe state.pipe else {
             throw MigrationError(.streamMalformed, in: .switchover, "a page is said to be in a pipe that never came")

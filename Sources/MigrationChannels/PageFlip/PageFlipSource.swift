@@ -127,6 +127,10 @@ let setupPing: UInt32 = 0x666c_6970
                 guard status.type == .regular, status.byteCount >= block.byteCount else {
                     throw SystemCallError("fstat", .invalidArgument, subject: block.name)
                 }
+                // A destination that failed before and whose memory was taken back cannot be given it again.
+                guard try !block.uses(file) else {
+                    throw SystemCallError("fstat", .fileExists, subject: "\(block.name) is shared already")
+                }
             } catch {
                 throw MigrationError(
                     .ramMismatch, in: .setup, "the destination's memory for \(block.name) cannot be taken back",
@@ -231,7 +235,11 @@ let setupPing: UInt32 = 0x666c_6970
             }
             unsafe state.freed[index] = []
         }
+    }
+
+    package func end() {
         unsafe state.pipe = nil
+        unsafe state.destinationRAM = []
     }
 
     private static func joined(_ ranges: [Range<Int>]) -> [Range<Int>] {

@@ -210,13 +210,16 @@ package final class DescriptorTransport: MigrationTransport {
     private func isReady(
         _ descriptor: OwnedDescriptor, _ events: Int16, milliseconds: Int
     ) throws(TransportError) -> Bool {
-        let ready: (first: Int16, second: Int16)
+        // A pipe beside the socket ends with the socket, even if somebody still holds its other end.
+        let hangUp = isSocket && descriptor !== socket ? socket : nil
+        let ready: GatheredIO.Ready
         do throws(SystemCallError) {
             ready = try GatheredIO.wait(
-                for: events, on: descriptor, orReadable: wake, timeoutMilliseconds: milliseconds)
+                for: events, on: descriptor, wake: wake, hangUp: hangUp, timeoutMilliseconds: milliseconds)
         } catch { throw .failed(error) }
-        if ready.second != 0 { throw .interrupted }
-        return ready.first != 0
+        if ready.isWoken { throw .interrupted }
+        if !ready.isReady && ready.isHungUp { throw .closed }
+        return ready.isReady
     }
 
     // MARK: The end
