@@ -94,6 +94,8 @@ _Static_assert(SEEK_DATA == 3 && SEEK_HOLE == 4, "sparse files");
 _Static_assert(MADV_POPULATE_READ == 22 && MADV_POPULATE_WRITE == 23, "madvise");
 _Static_assert(FALLOC_FL_KEEP_SIZE == 1 && FALLOC_FL_PUNCH_HOLE == 2 && FALLOC_FL_ZERO_RANGE == 16, "fallocate");
 
+_Static_assert(IFF_TAP == 2 && IFF_NO_PI == 0x1000 && IFF_VNET_HDR == 0x4000, "tap flags");
+
 int shim_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
 
 int shim_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }

@@ -15,6 +15,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "CLinuxTerminal.h"
+
 /// Most descriptors one message may carry here (the kernel's own limit is 253).
 #define SHIM_DESCRIPTORS_MAX 64
 
@@ -38,6 +40,7 @@ static const int SHIM_F_OFD_GETLK = 36, SHIM_F_OFD_SETLK = 37;
 static const int SHIM_F_SETPIPE_SZ = 1031, SHIM_F_GETPIPE_SZ = 1032;
 static const unsigned int SHIM_SPLICE_F_MOVE = 1, SHIM_SPLICE_F_NONBLOCK = 2, SHIM_SPLICE_F_MORE = 4, SHIM_SPLICE_F_GIFT = 8;
 static const int SHIM_SEEK_DATA = 3, SHIM_SEEK_HOLE = 4;
+static const int SHIM_IFF_TAP = 2, SHIM_IFF_NO_PI = 0x1000, SHIM_IFF_VNET_HDR = 0x4000;
 static const int SHIM_MADV_POPULATE_READ = 22, SHIM_MADV_POPULATE_WRITE = 23;
 static const int SHIM_FALLOC_FL_KEEP_SIZE = 1, SHIM_FALLOC_FL_PUNCH_HOLE = 2, SHIM_FALLOC_FL_ZERO_RANGE = 16;
 

@@ -1,1 +1,0 @@
-// see Documentation/decisions/0001-the-map.md
