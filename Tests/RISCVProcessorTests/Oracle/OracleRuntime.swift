@@ -7,7 +7,7 @@
 enum OracleRuntime {
     static let base: UInt64 = 0x8000_0000
     static let contextAddress = base + 0x2000
-    /// `stvec` of all sequences: a page that has nothing but the stub.
+    /// `stvec` of all sequences: a page that has nothing else.
     static let stubAddress = base + 0x3000
     static let recordsAddress = base + 0x10000
     static let recordByteCount = 8192
@@ -91,7 +91,8 @@ enum OracleRuntime {
         a.jump("ended")
 
         // Trap.
-        while a.words.count % 4 != 0 { a.emit(Encode.nop) }
+        while a.words.count % 64 != 0 { a.emit(Encode.nop) }
+        vectorTable(&a, tval: CSR.mtval)
         a.label("handler")
         a.emit(Encode.csrrw(x2, CSR.mscratch, x2))
         for number in [1] + Array(3..<32) { a.emit(Encode.sd(number, number * 8, x2)) }
@@ -197,11 +198,34 @@ enum OracleRuntime {
         a.jump("next")
 
         var code = a.finished()
-        code[handlerFixup] = Encode.addi(x5, x5, a.offset(of: "handler"))
+        code[handlerFixup] = Encode.addi(x5, x5, a.offset(of: "table") | 1)
         return code
     }
 
-    static let stub: [UInt32] = [Encode.ecall, Encode.sret]
+    /// The stub's page: the stub, and a vector table that leads to it.
+    static let stub: [UInt32] = {
+        var a = LabelAssembler()
+        a.label("handler")
+        a.emit(Encode.ecall, Encode.sret)
+        while a.words.count % 64 != 0 { a.emit(Encode.nop) }
+        vectorTable(&a, tval: CSR.stval)
+        return a.finished()
+    }()
+
+    /// Where `stvec` points in vectored mode.
+    static let vectoredStub = (stubAddress + 256) | 1
+
+    /// A vector table whose every interrupt leaves its number in `mtval` or `stval` and goes on at "handler".
+    private static func vectorTable(_ a: inout LabelAssembler, tval: Int) {
+        a.label("table")
+        a.jump("handler")
+        for interrupt in 1..<12 { a.jump("interrupt\(interrupt)") }
+        for interrupt in 1..<12 {
+            a.label("interrupt\(interrupt)")
+            a.emit(Encode.i(0x73, 5, 0, interrupt, tval))
+            a.jump("handler")
+        }
+    }
 }
 
 extension Encode {

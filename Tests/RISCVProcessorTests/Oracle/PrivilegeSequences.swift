@@ -113,15 +113,18 @@ extension SequenceBuilder {
         }
     }
 
+    /// Of several interrupts at once, QEMU 7.2 takes that with the lowest number, where the manual has an order: one at most is enabled.
+    mutating func chooseInterrupt() { enabledInterrupts = pick([0x002, 0x020, 0x200]) }
+
     /// Where traps and interrupts go, what is pending and enabled, and the guards in `mstatus`.
     mutating func chooseTrapState(mode: UInt64) {
         // An ecall of supervisor mode must always reach machine mode: it is how the runtime hears of traps below.
         sequence.csrs[CSR.medeleg] = random.next() & 0xb1ff & (chance(1, in: 3) ? 0 : .max)
         sequence.csrs[CSR.mideleg] = random.next() & 0x222
-        // Of several at once, QEMU 7.2 takes that with the lowest number, where the manual orders them: enable one at most.
-        enabledInterrupts = pick([UInt64(0x002), 0x020, 0x200])
+        chooseInterrupt()
         sequence.csrs[CSR.mie] = random.next() & enabledInterrupts
         sequence.csrs[CSR.mip] = random.next() & random.next() & 0x222
+        if chance(1, in: 2) { sequence.csrs[CSR.stvec] = OracleRuntime.vectoredStub }
         sequence.csrs[CSR.mcounteren] = random.next() & 7
         sequence.csrs[CSR.scounteren] = random.next() & 7
         // MPIE becomes MIE; SIE, SPIE, SPP, SUM, MXR, TVM, TW, TSR at random, FS mostly on.
@@ -136,6 +139,7 @@ extension SequencePlan {
     static let machineRegisters = SequencePlan(name: "machine CSRs", count: 200) { _, random, place in
         var builder = SequenceBuilder(random, place)
         builder.reserved = [Register.t0]
+        builder.chooseInterrupt()
         for _ in 0..<builder.number(8...30) {
             switch builder.random.below(8) {
             case 0...2: builder.addMachineAccess()
