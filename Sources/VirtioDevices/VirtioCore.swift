@@ -120,6 +120,8 @@ package final class VirtioCore: Sendable {
     func reset(_ state: inout VirtioState) {
         var fresh = VirtioState(queues: state.queues)
         for index in fresh.queues.indices { fresh.queues[index].reset() }
+        // A legacy driver tells its page size when it finds the slot, and resets the device after that.
+        fresh.guestPageShift = state.guestPageShift
         fresh.configurationGeneration = state.configurationGeneration &+ 1
         fresh.epoch = state.epoch &+ 1
         fresh.isQuiesced = state.isQuiesced

@@ -67,6 +67,20 @@ import Testing
         #expect(machine.transport.core!.monitor.withLock { $0.features } == 0x3000_0000)
     }
 
+    @Test("a legacy driver tells its page size once, before it resets the device")
+    func legacyPageSize() throws {
+        let machine = try TestMachine(VirtioEntropy(), isLegacy: true)
+        machine.write(0x28, 4096)
+        machine.write(0x70, 0)
+        machine.write(0x30, 0)
+        machine.write(0x38, 8)
+        machine.write(0x3c, 4096)
+        machine.write(0x40, 0x8000_1000 >> 12)
+        #expect(machine[0x40] == 0x8000_1000 >> 12)
+        let rings = machine.transport.core!.monitor.withLock { $0.queues[0].rings }
+        #expect(rings.descriptors == 0x8000_1000)
+    }
+
     @Test("features QEMU's drivers accepted are offered", arguments: [false, true])
     func qemuFeatures(isLegacy: Bool) throws {
         let net = VirtioNetwork(backend: TestNetwork(), macAddress: [2, 0, 0, 0, 0, 1])
