@@ -99,6 +99,13 @@ package enum StreamDifference {
         section.header.instance == 0 ? section.header.name : "\(section.header.name)[\(section.header.instance)]"
     }
 
+    /// What two versions of one structure have differently; `path` stands before the names of fields.
+    package static func lines(_ path: String, _ left: DissectedStructure, _ right: DissectedStructure) -> [String] {
+        var lines: [String] = []
+        structureLines(path, left, right, into: &lines)
+        return lines
+    }
+
     private static func structureLines(
         _ path: String, _ left: DissectedStructure, _ right: DissectedStructure, into lines: inout [String]
     ) {

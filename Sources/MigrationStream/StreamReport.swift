@@ -16,6 +16,16 @@ package struct StreamReport: Hashable, Sendable {
         package var content: DissectedStructure?
         /// The body, when it could not be taken apart; empty for one beyond what is kept.
         package var body: [UInt8]
+
+        package init(
+            header: SectionHeader, offset: UInt64, byteCount: UInt64, content: DissectedStructure?, body: [UInt8]
+        ) {
+            self.header = header
+            self.offset = offset
+            self.byteCount = byteCount
+            self.content = content
+            self.body = body
+        }
     }
 
     /// A RAM block and the pages that came for it.
@@ -51,6 +61,8 @@ package struct StreamReport: Hashable, Sendable {
     package struct PageDigests: Hashable, Sendable {
         package var digests: [UInt64]
     }
+
+    package init() {}
 
     package var byteCount: UInt64 = 0
     package var configuration: StreamConfiguration?

@@ -61,6 +61,7 @@ enum EnvironmentConfiguration {
     static let cbcfe: UInt64 = 1 << 6
     static let cbze: UInt64 = 1 << 7
     static let adue: UInt64 = 1 << 61
+    static let pbmte: UInt64 = 1 << 62
     static let stce: UInt64 = 1 << 63
 }
 

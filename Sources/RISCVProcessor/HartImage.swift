@@ -232,7 +232,8 @@ final class HartImage {
         ]
         if version != 5 {
             list.append(
-                Subsection("cpu/timer", isNeeded: hasTimer) {
+                // Added within 10.0: 10.0.2 refuses it, 10.0.13 does without.
+                Subsection("cpu/timer", isNeeded: hasTimer && layout != .qemu10_0) {
                     [self] (coder: inout any StateCoder) throws(StateError) in
                     try coder.timer("env.stimer", &supervisorTimer)
                     var unused: Int64?

@@ -76,7 +76,8 @@ extension RISCVHart {
             image.pmpAddress[index] = pmp.address(index)
             image.pmpConfiguration[index] = pmp.configuration(index)
         }
-        image.menvcfg = menvcfg
+        // Page table entries of the guest carry memory types: whoever takes it next must not refuse them.
+        image.menvcfg = menvcfg | (ignoresMemoryTypes ? EnvironmentConfiguration.pbmte : 0)
         image.senvcfg = senvcfg
         image.hasTimer = configuration.extensions.contains(.sstc)
         image.supervisorTimer = timerExpiry
@@ -91,12 +92,12 @@ extension RISCVHart {
         return clock.deadlineNanoseconds(forTick: stimecmp)
     }
 
-    /// QEMU 7.2 arms no timer again that it finds in a state, 10.0 only the one of `stimecmp`. A guest sent there would
-    /// wait for ever; it is sent with the timer's interrupt pending instead, which it takes for an early one.
+    /// QEMU 7.2 arms no timer again that it finds in a state, nor do the first releases of 10.0; later ones do it from a
+    /// subsection that the first refuse. A guest sent there would wait for ever; it is sent with the timer's interrupt
+    /// pending instead, which it takes for an early one.
     func isRearmedAtDestination(_ layout: StateLayout) -> Bool {
         switch layout {
-        case .qemu7_2: false
-        case .qemu10_0: hasSupervisorTimer
+        case .qemu7_2, .qemu10_0: false
         case .native, .qemu11_1: true
         }
     }
@@ -196,7 +197,7 @@ extension RISCVHart {
         let supervisor =
             EnvironmentConfiguration.fiom | EnvironmentConfiguration.cbie
             | EnvironmentConfiguration.cbcfe | EnvironmentConfiguration.cbze
-        ignoresMemoryTypes = image.menvcfg >> 62 & 1 != 0
+        ignoresMemoryTypes = image.menvcfg & EnvironmentConfiguration.pbmte != 0
         senvcfg = image.senvcfg & supervisor
         menvcfg = image.menvcfg & (supervisor | EnvironmentConfiguration.stce | EnvironmentConfiguration.adue)
         // QEMU 7.2 always sets A and D itself, and newer ones do so for a processor without this register.

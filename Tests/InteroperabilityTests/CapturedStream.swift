@@ -105,3 +105,6 @@ extension CapturedStream.Section {
         return found
     }
 }
+
+/// All bytes of a file.
+func fileBytes(_ path: String) throws -> [UInt8] { [UInt8](try Data(contentsOf: URL(filePath: path))) }

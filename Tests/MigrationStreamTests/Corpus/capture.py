@@ -164,7 +164,7 @@ def without_pages(data):
         elif kind == 3: out += data[start:start + 5] + bytes(7) + b'\x10' + data[o - 5:o]
     return bytes(out + data[o:])
 
-def booted(command, new, directory, boot, modern):
+def booted(command, new, directory, boot, modern, cpu=None):
     image, initramfs, pattern = boot
     console = os.path.join(directory, 'console')
     arguments = ['-M', 'virt' + (',acpi=off' if new else ''), '-m', '128M', '-kernel', image, '-initrd', initramfs, '-append', 'console=ttyS0',
@@ -172,6 +172,7 @@ def booted(command, new, directory, boot, modern):
                  '-netdev', 'user,id=n0,restrict=on', '-device', 'virtio-net-device,netdev=n0,mac=52:54:00:12:34:56',
                  '-device', 'virtio-serial-device', '-chardev', 'null,id=c0', '-device', 'virtconsole,chardev=c0',
                  '-drive', 'if=none,id=d0,driver=null-co,size=1048576', '-device', 'virtio-blk-device,drive=d0']
+    if cpu: arguments += ['-cpu', cpu]
     if modern: arguments += ['-global', 'virtio-mmio.force-legacy=false']
     path = os.path.join(directory, 'stream')
     qemu = Qemu(command, arguments, directory, 'source', serial='chardev:con')
@@ -206,6 +207,7 @@ def main():
         plain = ['-S', '-M', 'virt' + (',acpi=off' if new else ''), '-m', '4M', '-bios', 'none', '-nic', 'none']
         make('none', lambda name, d: save(out, name, to_file(command, none, d)))
         make('virt', lambda name, d: save(out, name, to_file(command, plain, d)))
+        make('virt-plain', lambda name, d: save(out, name, to_file(command, plain + ['-cpu', 'rv64,h=off'], d)))
         make('virt-2-harts', lambda name, d: save(out, name, to_file(command, plain + ['-smp', '2'], d)))
         make('virt-devices', lambda name, d: save(out, name, to_file(command, plain + DEVICES, d)))
         if new: make('virt-acpi', lambda name, d: save(out, name, to_file(command, [a.replace(',acpi=off', '') for a in plain], d)))
@@ -220,6 +222,7 @@ def main():
         if boot:
             make('booted-legacy', lambda name, d: save(out, name, booted(command, new, d, boot, False)))
             make('booted-modern', lambda name, d: save(out, name, booted(command, new, d, boot, True)))
+            make('booted-plain', lambda name, d: save(out, name, booted(command, new, d, boot, True, 'rv64,h=off')))
         with open(os.path.join(out, '.program'), 'wb') as file: file.write(program())
         running = ['-M', 'virt' + (',acpi=off' if new else ''), '-m', '4M', '-bios', os.path.join(out, '.program'), '-nic', 'none',
                    '-cpu', 'rv64,h=off']
