@@ -26,6 +26,8 @@ package enum Diagnostics {
 
 /// Facts about files of the host.
 enum FileInformation {
+    static func remove(_ path: String) { _ = unsafe unlink(path) }
+
     static func byteCount(of path: String) -> Int64? {
         var status = stat()
         return unsafe stat(path, &status) == 0 ? Int64(status.st_size) : nil

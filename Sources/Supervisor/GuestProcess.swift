@@ -39,7 +39,8 @@ package enum GuestProcess {
         do {
             let supervisor = try Supervisor(
                 loop: loop, guest: guest, configuration: configuration, directory: directory,
-                consoleDescription: console.description)
+                consoleDescription: console.description,
+                runState: configuration.incoming == nil ? .prelaunch : .inmigrate)
             quitRequest.connect(supervisor)
             let token = try loop.watch(signals.descriptor, for: .readable) { _ in
                 while let signal = signals.next() {
@@ -98,12 +99,12 @@ package enum GuestProcess {
             }
         }
         try directory.writeProcessIdentifier()
-        let failure = Mutex<SystemCallError?>(nil)
+        let failure = Mutex<(any Error)?>(nil)
         let list = sockets
         supervisor.loop.perform {
-            do throws(SystemCallError) {
+            do {
                 for (descriptor, address) in list { try supervisor.server.listen(descriptor, as: address) }
-                supervisor.start()
+                if let uri = configuration.incoming { try supervisor.awaitGuest(from: uri) } else { supervisor.start() }
             } catch {
                 failure.withLock { $0 = error }
             }

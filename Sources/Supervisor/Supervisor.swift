@@ -1,5 +1,6 @@
 import Glibc
 package import LinuxCalls
+import MigrationEngine
 package import QMPProtocol
 import Synchronization
 
@@ -19,6 +20,8 @@ package final class Supervisor: @unchecked Sendable {
     /// The QMP server; made in init, never changed.
     package private(set) var server: QMPServer!
     var descriptorStore = DescriptorStore()
+    /// Moves the guest out of this process and into it; made in init, never changed.
+    private(set) var migration: MigrationControl!
     /// What `query-chardev` and `inspect` say of the console.
     package let consoleDescription: String
 
@@ -44,6 +47,7 @@ package final class Supervisor: @unchecked Sendable {
         self.runState = runState
         worker = try SerialWorker(name: "life-cycle")
         server = QMPServer(loop: loop, version: Product.qmpVersion, executor: self)
+        migration = MigrationControl(supervisor: self, loop: loop)
         guest.setEventHandler { [weak self] event in
             guard let self else { return }
             self.loop.perform { self.handle(event) }
@@ -163,6 +167,12 @@ package final class Supervisor: @unchecked Sendable {
         }
     }
 
+    /// Waits for a guest from elsewhere: at a URI, or until `migrate-incoming` names one (`defer`).
+    package func awaitGuest(from uri: String) throws(QMPError) {
+        precondition(loop.isLoopThread)
+        if uri != "defer" { try migration.receive(from: MigrationAddress(uri: uri), exitsOnError: true) }
+    }
+
     /// `stop`.
     func stopGuest(_ done: @escaping @Sendable (Result<Void, QMPError>) -> Void) {
         operate(
@@ -182,6 +192,10 @@ package final class Supervisor: @unchecked Sendable {
         operate(
             { [self] in
                 if runState == .running { return nil }
+                if runState == .inmigrate { return nil }
+                if runState == .postmigrate && migration.hasGivenAway {
+                    return Operation(refusal: QMPError("the guest has left and its memory was given away"))
+                }
                 guard runState.canContinue else {
                     return Operation(
                         refusal: QMPError("the guest cannot run on: it is in state '\(runState.rawValue)'"))
@@ -243,6 +257,10 @@ package final class Supervisor: @unchecked Sendable {
         guard !isQuitting else { return }
         isQuitting = true
         announce(.shutdown, ["guest": .bool(cause.isGuest), "reason": .string(cause.rawValue)])
+        migration.abandon { [self] in endGuest(status) }
+    }
+
+    private func endGuest(_ status: Int32) {
         operate { [self] _ in
             worker.perform { [self] in
                 try? guest.pause()
@@ -261,6 +279,39 @@ package final class Supervisor: @unchecked Sendable {
         loop.perform { [self] in
             quit(cause: bySignal ? .hostSignal : .hostUI, status: ExitStatus.done.rawValue)
         }
+    }
+
+    // MARK: Migration
+
+    /// The engine has paused or resumed the guest. On the loop's thread.
+    func guestWasMoved(isRunning: Bool) {
+        if isRunning {
+            runState = .running
+            announce(.resume)
+        } else {
+            runState = .finishMigrate
+            announce(.stop)
+        }
+    }
+
+    /// A migration is over. On the loop's thread.
+    func migrationEnded(side: MigrationReport.Side, outcome: MigrationOutcome) {
+        switch (side, outcome) {
+        case (.source, .guestMoved): runState = .postmigrate
+        case (.source, .guestStayed):
+            runState = guest.isRunning ? .running : runState == .finishMigrate ? .paused : runState
+        case (.source, .undecided): runState = .paused
+        case (.destination, .guestMoved): runState = guest.isRunning ? .running : .paused
+        case (.destination, _): runState = .inmigrate
+        }
+    }
+
+    /// 16 bytes, or nil without a UUID.
+    var uuidBytes: [UInt8]? {
+        guard let text = configuration.uuid?.filter({ $0 != "-" }), text.utf8.count == 32 else { return nil }
+        let digits = Array(text)
+        let bytes = stride(from: 0, to: 32, by: 2).compactMap { UInt8(String(digits[$0..<$0 + 2]), radix: 16) }
+        return bytes.count == 16 ? bytes : nil
     }
 
     // MARK: Inspection

@@ -77,6 +77,9 @@ package final class VirtGuest: SupervisedGuest {
     package func pause() throws { try machine.pause() }
     package func resume() throws { try machine.resume() }
     package var isRunning: Bool { machine.isRunning }
-    package var components: [any StatefulComponent] { machine.components }
+    package var components: [any StatefulComponent] {
+        // The engine writes and reads whether the guest ran itself.
+        machine.components.filter { $0.sectionName != machine.globalState.sectionName }
+    }
     package func finishLoading() throws { try machine.finishLoading() }
 }

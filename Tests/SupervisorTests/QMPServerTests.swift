@@ -13,7 +13,9 @@ final class SupervisorFixture: @unchecked Sendable {
     let path: String
     var socketPath: String { path + "/qmp.sock" }
 
-    init(name: String = "fixture", _ change: (inout RunConfiguration) -> Void = { _ in }) throws {
+    init(
+        name: String = "fixture", runState: RunState = .prelaunch, _ change: (inout RunConfiguration) -> Void = { _ in }
+    ) throws {
         path = try TemporaryDirectory.make()
         guest = try ScriptedSupervisedGuest()
         loop = try EventLoop(name: "monitor")
@@ -24,7 +26,8 @@ final class SupervisorFixture: @unchecked Sendable {
         let lock = try OwnedDescriptor.open(path + "/lock", flags: O_RDWR | O_CREAT)
         let directory = try RunDirectory.adopt(name: name, path: path, lock: lock)
         supervisor = try Supervisor(
-            loop: loop, guest: guest, configuration: configuration, directory: directory, consoleDescription: "null")
+            loop: loop, guest: guest, configuration: configuration, directory: directory, consoleDescription: "null",
+            runState: runState)
         let (descriptor, address) = try QMPServer.bind(.unix(socketPath))
         onLoop { [supervisor] in
             try! supervisor.server.listen(descriptor, as: address)
@@ -65,224 +68,239 @@ func openDescriptorCount() -> Int {
     return count
 }
 
-@Suite("QMP over sockets", .serialized) struct QMPServerTests {
-    @Test("a guest is stopped, continued and reset, and every client hears of it") func lifeCycle() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        let witness = try fixture.connect()
-        #expect(try client.run("query-status") == ["running": false, "status": "prelaunch"])
-        #expect(try client.run("cont") == [:])
-        #expect(try client.run("query-status") == ["running": true, "status": "running"])
-        #expect(try client.run("stop") == [:])
-        #expect(try client.run("stop") == [:])
-        #expect(try client.run("query-status") == ["running": false, "status": "paused"])
-        #expect(try client.run("system_reset") == [:])
-        #expect(try client.run("cont") == [:])
-        #expect(fixture.guest.calls == ["resume", "pause", "reset", "resume"])
-        var names: [String] = []
-        while names.count < 4, let event = try witness.nextEvent(timeoutMilliseconds: 5000) { names.append(event.name) }
-        #expect(names == ["RESUME", "STOP", "RESET", "RESUME"])
-    }
+/// One at a time: some of them count this process's descriptors.
+@Suite("Supervisor", .serialized) struct SupervisorTests {}
 
-    @Test("a reset of a running guest leaves it running") func resetRunning() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        _ = try client.run("cont")
-        _ = try client.run("system_reset")
-        #expect(fixture.guest.calls == ["resume", "pause", "reset", "resume"])
-        #expect(try client.run("query-status")["running"] == true)
-    }
-
-    @Test("quit answers, tells, and ends the process with status 0") func quit() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        #expect(try client.run("quit") == [:])
-        #expect(try client.nextEvent(timeoutMilliseconds: 5000)?.name == "SHUTDOWN")
-        #expect(fixture.supervisor.waitForEnd() == 0)
-    }
-
-    @Test(
-        "the guest's power-off code is the exit status, and never becomes success",
-        arguments: [
-            (Int32(0), Int32(0)), (1, 1), (255, 255), (256, 255), (257, 1),
-        ])
-    func powerOff(code: Int32, status: Int32) throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        fixture.guest.happen(.poweredOff(code: code))
-        let event = try client.nextEvent(timeoutMilliseconds: 5000)
-        #expect(event?.name == "SHUTDOWN")
-        #expect(event?.data == ["guest": true, "reason": "guest-shutdown"])
-        #expect(fixture.supervisor.waitForEnd() == status)
-    }
-
-    @Test("unknown commands and wrong arguments are named") func errors() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        func refusal(_ command: String, _ arguments: JSONObject = [:]) -> String? {
-            do { _ = try client.run(command, arguments) } catch {
-                if case .refused(let error) = error { return "\(error.errorClass.rawValue): \(error)" }
+extension SupervisorTests {
+    @Suite("QMP over sockets") struct QMPServerTests {
+        @Test("a guest is stopped, continued and reset, and every client hears of it") func lifeCycle() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            let witness = try fixture.connect()
+            #expect(try client.run("query-status") == ["running": false, "status": "prelaunch"])
+            #expect(try client.run("cont") == [:])
+            #expect(try client.run("query-status") == ["running": true, "status": "running"])
+            #expect(try client.run("stop") == [:])
+            #expect(try client.run("stop") == [:])
+            #expect(try client.run("query-status") == ["running": false, "status": "paused"])
+            #expect(try client.run("system_reset") == [:])
+            #expect(try client.run("cont") == [:])
+            #expect(fixture.guest.calls == ["resume", "pause", "reset", "resume"])
+            var names: [String] = []
+            while names.count < 4, let event = try witness.nextEvent(timeoutMilliseconds: 5000) {
+                names.append(event.name)
             }
-            return nil
+            #expect(names == ["RESUME", "STOP", "RESET", "RESUME"])
         }
-        #expect(refusal("nosuch") == "CommandNotFound: The command nosuch has not been found")
-        #expect(refusal("stop", ["now": true]) == "GenericError: Parameter 'now' is unexpected")
-        #expect(refusal("getfd") == "GenericError: Parameter 'fdname' is missing")
-        #expect(refusal("getfd", ["fdname": "a"]) == "GenericError: No file descriptor supplied via SCM_RIGHTS")
-        #expect(refusal("closefd", ["fdname": "a"]) == "GenericError: File descriptor named 'a' not found")
-    }
 
-    @Test("every command without arguments answers or refuses in words, and the schema names it") func everyCommand()
-        throws
-    {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        let listed = try #require(try client.run("query-commands").arrayValue).compactMap { $0["name"]?.stringValue }
-        let schema = try #require(try client.run("query-qmp-schema").arrayValue)
-        let described = schema.filter { $0["meta-type"] == "command" }.compactMap { $0["name"]?.stringValue }
-        #expect(Set(listed) == Set(described))
-        for name in listed where name != "quit" && name != "qmp_capabilities" {
-            do { _ = try client.run(name) } catch {
-                guard case .refused = error else { throw error }
+        @Test("a reset of a running guest leaves it running") func resetRunning() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            _ = try client.run("cont")
+            _ = try client.run("system_reset")
+            #expect(fixture.guest.calls == ["resume", "pause", "reset", "resume"])
+            #expect(try client.run("query-status")["running"] == true)
+        }
+
+        @Test("quit answers, tells, and ends the process with status 0") func quit() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            #expect(try client.run("quit") == [:])
+            #expect(try client.nextEvent(timeoutMilliseconds: 5000)?.name == "SHUTDOWN")
+            #expect(fixture.supervisor.waitForEnd() == 0)
+        }
+
+        @Test(
+            "the guest's power-off code is the exit status, and never becomes success",
+            arguments: [
+                (Int32(0), Int32(0)), (1, 1), (255, 255), (256, 255), (257, 1),
+            ])
+        func powerOff(code: Int32, status: Int32) throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            fixture.guest.happen(.poweredOff(code: code))
+            let event = try client.nextEvent(timeoutMilliseconds: 5000)
+            #expect(event?.name == "SHUTDOWN")
+            #expect(event?.data == ["guest": true, "reason": "guest-shutdown"])
+            #expect(fixture.supervisor.waitForEnd() == status)
+        }
+
+        @Test("unknown commands and wrong arguments are named") func errors() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            func refusal(_ command: String, _ arguments: JSONObject = [:]) -> String? {
+                do { _ = try client.run(command, arguments) } catch {
+                    if case .refused(let error) = error { return "\(error.errorClass.rawValue): \(error)" }
+                }
+                return nil
             }
+            #expect(refusal("nosuch") == "CommandNotFound: The command nosuch has not been found")
+            #expect(refusal("stop", ["now": true]) == "GenericError: Parameter 'now' is unexpected")
+            #expect(refusal("getfd") == "GenericError: Parameter 'fdname' is missing")
+            #expect(refusal("getfd", ["fdname": "a"]) == "GenericError: No file descriptor supplied via SCM_RIGHTS")
+            #expect(refusal("closefd", ["fdname": "a"]) == "GenericError: File descriptor named 'a' not found")
         }
-    }
 
-    @Test("descriptors come by name and in sets") func descriptors() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        let pipe = try OwnedDescriptor.pipe()
-        #expect(try client.run("getfd", ["fdname": "a"], descriptors: [pipe.readEnd]) == [:])
-        #expect(try client.run("closefd", ["fdname": "a"]) == [:])
-        let added = try client.run("add-fd", ["fdset-id": 3, "opaque": "x"], descriptors: [pipe.writeEnd])
-        #expect(added["fdset-id"] == 3)
-        #expect(try client.run("query-fdsets")[0]?["fds"]?[0]?["opaque"] == "x")
-        #expect(try client.run("remove-fd", ["fdset-id": 3]) == [:])
-        #expect(try client.run("query-fdsets") == [])
-    }
-
-    @Test("1,000 clients come and go, half of them in the middle of a message, and nothing stays behind")
-    func manyClients() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        _ = try client.run("query-status")
-        fixture.loop.barrier()
-        let before = openDescriptorCount()
-        var random = SystemRandomNumberGenerator()
-        for number in 0..<1000 {
-            let socket = try fixture.rawConnect()
-            switch number % 4 {
-            case 0: break
-            case 1:
-                try StreamSocket.sendAll(Array(#"{"execute":"qmp_capabilities"}{"execute":"query-"#.utf8), to: socket)
-            case 2:
-                try StreamSocket.sendAll((0..<512).map { _ in UInt8.random(in: 0...255, using: &random) }, to: socket)
-            default:
-                let other = try QMPConnection(socket)
-                #expect(try other.run("query-status")["status"] == "prelaunch")
+        @Test("every command without arguments answers or refuses in words, and the schema names it")
+        func everyCommand()
+            throws
+        {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            let listed = try #require(try client.run("query-commands").arrayValue).compactMap {
+                $0["name"]?.stringValue
+            }
+            let schema = try #require(try client.run("query-qmp-schema").arrayValue)
+            let described = schema.filter { $0["meta-type"] == "command" }.compactMap { $0["name"]?.stringValue }
+            #expect(Set(listed) == Set(described))
+            for name in listed where name != "quit" && name != "qmp_capabilities" {
+                do { _ = try client.run(name) } catch {
+                    guard case .refused = error else { throw error }
+                }
             }
         }
-        // Closed sockets are noticed on the loop; wait until it has seen them all.
-        for _ in 0..<2000 where openDescriptorCount() > before { usleep(1000) }
-        #expect(openDescriptorCount() == before)
-        #expect(try client.run("x-sidestep-inspect")["clients"] == 1)
-    }
 
-    @Test("64 descriptors in one message are taken or closed, none is kept") func manyDescriptors() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        let before = openDescriptorCount()
-        do {
+        @Test("descriptors come by name and in sets") func descriptors() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
             let pipe = try OwnedDescriptor.pipe()
-            let many = Array(repeating: pipe.readEnd, count: 64)
-            #expect(try client.run("getfd", ["fdname": "first"], descriptors: many) == [:])
-            #expect(try client.run("closefd", ["fdname": "first"]) == [:])
-            let other = try fixture.connect()
-            _ = try other.run("query-status", descriptors: many)
+            #expect(try client.run("getfd", ["fdname": "a"], descriptors: [pipe.readEnd]) == [:])
+            #expect(try client.run("closefd", ["fdname": "a"]) == [:])
+            let added = try client.run("add-fd", ["fdset-id": 3, "opaque": "x"], descriptors: [pipe.writeEnd])
+            #expect(added["fdset-id"] == 3)
+            #expect(try client.run("query-fdsets")[0]?["fds"]?[0]?["opaque"] == "x")
+            #expect(try client.run("remove-fd", ["fdset-id": 3]) == [:])
+            #expect(try client.run("query-fdsets") == [])
         }
-        #expect(try client.run("query-status", descriptors: [])["status"] == "prelaunch")
-        // What came with a message stays until the next that brings some, or until the client goes.
-        _ = try client.run("query-status", descriptors: [client.socket])
-        for _ in 0..<2000 where openDescriptorCount() > before + 1 { usleep(1000) }
-        #expect(openDescriptorCount() <= before + 1)
-    }
 
-    @Test("giant and deeply nested messages are refused and the next is answered") func hostile() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        func send(_ text: String) throws -> String? {
-            try StreamSocket.sendAll(Array(text.utf8), to: client.socket)
-            do { _ = try client.run("query-name") } catch {
-                guard case .refused(let error) = error else { throw error }
-                #expect(try client.nextAnswer()["name"] == "fixture")
-                return error.description
+        @Test("1,000 clients come and go, half of them in the middle of a message, and nothing stays behind")
+        func manyClients() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            _ = try client.run("query-status")
+            fixture.loop.barrier()
+            let before = openDescriptorCount()
+            var random = SystemRandomNumberGenerator()
+            for number in 0..<1000 {
+                let socket = try fixture.rawConnect()
+                switch number % 4 {
+                case 0: break
+                case 1:
+                    try StreamSocket.sendAll(
+                        Array(#"{"execute":"qmp_capabilities"}{"execute":"query-"#.utf8), to: socket)
+                case 2:
+                    try StreamSocket.sendAll(
+                        (0..<512).map { _ in UInt8.random(in: 0...255, using: &random) }, to: socket)
+                default:
+                    let other = try QMPConnection(socket)
+                    #expect(try other.run("query-status")["status"] == "prelaunch")
+                }
             }
-            return nil
+            // Closed sockets are noticed on the loop; wait until it has seen them all.
+            for _ in 0..<2000 where openDescriptorCount() > before { usleep(1000) }
+            #expect(openDescriptorCount() == before)
+            #expect(try client.run("x-sidestep-inspect")["clients"] == 1)
         }
-        #expect(try send(String(repeating: "[", count: 5000) + "\n") == "JSON nesting depth limit exceeded")
-        #expect(
-            try send("{\"execute\": \"" + String(repeating: "a", count: 2 << 20) + "\"}\n")
-                == "JSON token size limit exceeded")
-        #expect(try send("[" + String(repeating: "1,", count: 100_000) + "1]\n") == "JSON token count limit exceeded")
-    }
 
-    @Test("a client that never reads is dropped, the others go on") func neverReads() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        let deaf = try fixture.connect()
-        // Questions with long answers, nobody takes the answers: the server stops listening to this client.
-        let question = Array(#"{"execute":"query-qmp-schema"}"#.utf8)
-        var refused = false
-        for _ in 0..<20_000 where !refused {
-            let sent = question.withUnsafeBytes { try? StreamSocket.send($0, to: deaf.socket, nonBlocking: true) }
-            refused = sent == nil
+        @Test("64 descriptors in one message are taken or closed, none is kept") func manyDescriptors() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            let before = openDescriptorCount()
+            do {
+                let pipe = try OwnedDescriptor.pipe()
+                let many = Array(repeating: pipe.readEnd, count: 64)
+                #expect(try client.run("getfd", ["fdname": "first"], descriptors: many) == [:])
+                #expect(try client.run("closefd", ["fdname": "first"]) == [:])
+                let other = try fixture.connect()
+                _ = try other.run("query-status", descriptors: many)
+            }
+            #expect(try client.run("query-status", descriptors: [])["status"] == "prelaunch")
+            // What came with a message stays until the next that brings some, or until the client goes.
+            _ = try client.run("query-status", descriptors: [client.socket])
+            for _ in 0..<2000 where openDescriptorCount() > before + 1 { usleep(1000) }
+            #expect(openDescriptorCount() <= before + 1)
         }
-        #expect(refused)
-        #expect(try client.run("query-status")["status"] == "prelaunch")
-    }
 
-    @Test("a client that has finished sending still gets its answers") func halfClosed() throws {
-        let fixture = try SupervisorFixture()
-        let socket = try fixture.rawConnect()
-        try StreamSocket.sendAll(
-            Array(#"{"execute":"qmp_capabilities"}{"execute":"query-qmp-schema"}{"execute":"query-name","id":9}"#.utf8),
-            to: socket)
-        StreamSocket.shutDownWriting(socket)
-        let bytes = try WholeFile.read(socket, byteCountMax: 16 << 20)
-        let last = String(decoding: bytes, as: UTF8.self).split(separator: "\r\n").last.map(String.init)
-        #expect(last == #"{"return": {"name": "fixture"}, "id": 9}"#)
-    }
-
-    @Test("clients and their half-read messages go over to a successor") func handOver() throws {
-        let fixture = try SupervisorFixture()
-        let client = try fixture.connect()
-        _ = try client.run("query-status")
-        try StreamSocket.sendAll(Array(#"{"execute":"query-na"#.utf8), to: client.socket)
-        let fresh = try fixture.rawConnect()  // has a greeting waiting, has not negotiated
-        // The answer to a further client's question proves that the loop has read what came before it.
-        _ = try fixture.connect().run("query-status")
-
-        let successorLoop = try EventLoop(name: "successor")
-        let successor = try SuccessorServer(loop: successorLoop)
-        fixture.onLoop { [server = fixture.supervisor.server!] in
-            server.suspend()
-            let (saved, descriptors) = server.handOver()
-            // As if through a socket: text and duplicates.
-            let text = try! JSONCoding.value(of: saved).json
-            let copies = try! descriptors.map { try $0.duplicate() }
-            server.release()
-            successorLoop.perform { try! successor.adopt(text, copies) }
+        @Test("giant and deeply nested messages are refused and the next is answered") func hostile() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            func send(_ text: String) throws -> String? {
+                try StreamSocket.sendAll(Array(text.utf8), to: client.socket)
+                do { _ = try client.run("query-name") } catch {
+                    guard case .refused(let error) = error else { throw error }
+                    #expect(try client.nextAnswer()["name"] == "fixture")
+                    return error.description
+                }
+                return nil
+            }
+            #expect(try send(String(repeating: "[", count: 5000) + "\n") == "JSON nesting depth limit exceeded")
+            #expect(
+                try send("{\"execute\": \"" + String(repeating: "a", count: 2 << 20) + "\"}\n")
+                    == "JSON token size limit exceeded")
+            #expect(
+                try send("[" + String(repeating: "1,", count: 100_000) + "1]\n") == "JSON token count limit exceeded")
         }
-        successorLoop.barrier()
-        try StreamSocket.sendAll(Array(#"me"}"#.utf8), to: client.socket)
-        #expect(try client.nextAnswer() == ["command": "query-name"])
-        #expect(try client.run("anything") == ["command": "anything"])
-        let late = try QMPConnection(fresh)
-        #expect(try late.run("hello") == ["command": "hello"])
-        let newcomer = try fixture.connect()
-        #expect(try newcomer.run("hello") == ["command": "hello"])
-        successorLoop.perform { successor.server.close() }
-        successorLoop.stop()
+
+        @Test("a client that never reads is dropped, the others go on") func neverReads() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            let deaf = try fixture.connect()
+            // Questions with long answers, nobody takes the answers: the server stops listening to this client.
+            let question = Array(#"{"execute":"query-qmp-schema"}"#.utf8)
+            var refused = false
+            for _ in 0..<20_000 where !refused {
+                let sent = question.withUnsafeBytes { try? StreamSocket.send($0, to: deaf.socket, nonBlocking: true) }
+                refused = sent == nil
+            }
+            #expect(refused)
+            #expect(try client.run("query-status")["status"] == "prelaunch")
+        }
+
+        @Test("a client that has finished sending still gets its answers") func halfClosed() throws {
+            let fixture = try SupervisorFixture()
+            let socket = try fixture.rawConnect()
+            try StreamSocket.sendAll(
+                Array(
+                    #"{"execute":"qmp_capabilities"}{"execute":"query-qmp-schema"}{"execute":"query-name","id":9}"#.utf8
+                ),
+                to: socket)
+            StreamSocket.shutDownWriting(socket)
+            let bytes = try WholeFile.read(socket, byteCountMax: 16 << 20)
+            let last = String(decoding: bytes, as: UTF8.self).split(separator: "\r\n").last.map(String.init)
+            #expect(last == #"{"return": {"name": "fixture"}, "id": 9}"#)
+        }
+
+        @Test("clients and their half-read messages go over to a successor") func handOver() throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            _ = try client.run("query-status")
+            try StreamSocket.sendAll(Array(#"{"execute":"query-na"#.utf8), to: client.socket)
+            let fresh = try fixture.rawConnect()  // has a greeting waiting, has not negotiated
+            // The answer to a further client's question proves that the loop has read what came before it.
+            _ = try fixture.connect().run("query-status")
+
+            let successorLoop = try EventLoop(name: "successor")
+            let successor = try SuccessorServer(loop: successorLoop)
+            fixture.onLoop { [server = fixture.supervisor.server!] in
+                server.suspend()
+                let (saved, descriptors) = server.handOver()
+                // As if through a socket: text and duplicates.
+                let text = try! JSONCoding.value(of: saved).json
+                let copies = try! descriptors.map { try $0.duplicate() }
+                server.release()
+                successorLoop.perform { try! successor.adopt(text, copies) }
+            }
+            successorLoop.barrier()
+            try StreamSocket.sendAll(Array(#"me"}"#.utf8), to: client.socket)
+            #expect(try client.nextAnswer() == ["command": "query-name"])
+            #expect(try client.run("anything") == ["command": "anything"])
+            let late = try QMPConnection(fresh)
+            #expect(try late.run("hello") == ["command": "hello"])
+            let newcomer = try fixture.connect()
+            #expect(try newcomer.run("hello") == ["command": "hello"])
+            successorLoop.perform { successor.server.close() }
+            successorLoop.stop()
+        }
     }
 }
 

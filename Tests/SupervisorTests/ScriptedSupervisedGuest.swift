@@ -18,7 +18,7 @@ final class ScriptedSupervisedGuest: SupervisedGuest {
     private let handler = Mutex<(@Sendable (GuestEvent) -> Void)?>(nil)
 
     init() throws {
-        let block = try RAMBlock(name: "riscv_virt_board.ram", byteCount: 1 << 20, backend: .anonymous)
+        let block = try RAMBlock(name: "riscv_virt_board.ram", byteCount: 1 << 20, backend: .memfd)
         ramBlocks = [block]
         memory = GuestMemory(regions: [MemoryRegion(address: 0x8000_0000, block: block)])
     }

@@ -53,12 +53,16 @@ enum SupervisorEvent: String, CaseIterable {
     case reset = "RESET"
     case shutdown = "SHUTDOWN"
     case powerdown = "POWERDOWN"
+    case migration = "MIGRATION"
+    case migrationPass = "MIGRATION_PASS"
 
     var data: QMPType {
         let reason = QMPType.enumeration("ShutdownCause", ShutdownCause.allCases.map(\.rawValue))
         return switch self {
         case .stop, .resume, .powerdown: QMPTypes.nothing
         case .reset: .object("q_obj_RESET-arg", [.required("guest", .boolean), .required("reason", reason)])
+        case .migration: .object("q_obj_MIGRATION-arg", [.required("status", QMPTypes.migrationStatus)])
+        case .migrationPass: .object("q_obj_MIGRATION_PASS-arg", [.required("pass", .integer)])
         case .shutdown: .object("q_obj_SHUTDOWN-arg", [.required("guest", .boolean), .required("reason", reason)])
         }
     }

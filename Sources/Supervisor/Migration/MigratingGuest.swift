@@ -1,0 +1,34 @@
+import ComponentState
+import GuestMemory
+import MigrationEngine
+
+/// The guest as the engine has it while it moves: the same, and the supervisor hears of each pause and resume.
+final class MigratingGuest: MigratableGuest {
+    private let guest: any SupervisedGuest
+    private let told: @Sendable (_ isRunning: Bool) -> Void
+
+    init(_ guest: any SupervisedGuest, told: @escaping @Sendable (_ isRunning: Bool) -> Void) {
+        self.guest = guest
+        self.told = told
+    }
+
+    var machineName: String { guest.machineName }
+    var ramBlocks: [RAMBlock] { guest.ramBlocks }
+    func guestAddress(of block: RAMBlock) -> UInt64 { guest.guestAddress(of: block) }
+    func restartDirtyTracking() throws { try guest.restartDirtyTracking() }
+    func setThrottle(percent: Int) { guest.setThrottle(percent: percent) }
+    var isRunning: Bool { guest.isRunning }
+    var components: [any StatefulComponent] { guest.components }
+    func finishLoading() throws { try guest.finishLoading() }
+
+    func pause() throws {
+        let wasRunning = guest.isRunning
+        try guest.pause()
+        if wasRunning { told(false) }
+    }
+
+    func resume() throws {
+        try guest.resume()
+        told(true)
+    }
+}

@@ -1,0 +1,301 @@
+import LinuxCalls
+import MigrationChannels
+import MigrationEngine
+import QMPProtocol
+import Synchronization
+
+/// The supervisor's migrations, one at a time: out of this process, or into it. Lives on the monitor's thread; the
+/// migration itself has a thread of its own.
+final class MigrationControl: @unchecked Sendable {
+    // SAFETY: mutable members are touched only on the loop's thread; entry points check it.
+
+    private unowned let supervisor: Supervisor
+    private let loop: EventLoop
+    var settings = MigrationSettings()
+    /// The latest migration, running or over.
+    private var report: MigrationReport?
+    private var source: MigrationSource?
+    private var destination: MigrationDestination?
+    private var thread: HostThread?
+    /// From `migrate` until its thread has ended.
+    private(set) var isActive = false
+    private var isCancelled = false
+    private var listener: (descriptor: OwnedDescriptor, token: EventLoop.Token, path: String?)?
+    /// The memory of the guest that left was given away: it can never run here again.
+    private(set) var hasGivenAway = false
+    private var exitsOnError = true
+    private var lastEvent: (status: MigrationStatus, pass: UInt64) = (.none, 0)
+
+    init(supervisor: Supervisor, loop: EventLoop) {
+        self.supervisor = supervisor
+        self.loop = loop
+    }
+
+    /// `query-migrate`.
+    var query: JSONValue {
+        guard var report else { return [:] }
+        if let progress = source?.progress ?? destination?.progress, isActive, progress.status != .none {
+            report.progress = progress
+        }
+        return report.json(nowNanoseconds: monotonicNanoseconds())
+    }
+
+    var status: MigrationStatus { source.map { $0.progress.status } ?? report?.progress.status ?? .none }
+
+    // MARK: Out
+
+    func migrate(to address: MigrationAddress) throws(QMPError) {
+        precondition(loop.isLoopThread)
+        guard !isActive else { throw QMPError("There's a migration process in progress") }
+        switch supervisor.runState {
+        case .inmigrate: throw QMPError("Guest is waiting for an incoming migration")
+        case .running, .paused, .prelaunch: break
+        case .postmigrate where !hasGivenAway: break
+        case let state: throw QMPError("Can't migrate the vm that is in state '\(state.rawValue)'")
+        }
+        let descriptor = try descriptor(for: address)
+        let configuration = settings.configuration(uuid: supervisor.uuidBytes)
+        do throws(MigrationError) { try configuration.validate() } catch { throw QMPError(error.message) }
+        begin(.source, channel: address.description, configuration)
+        run(name: "migration") { [self] in
+            let opened: MigrationOpening.Opened
+            do throws(SystemCallError) {
+                opened = try MigrationOpening.outgoing(address, descriptor: descriptor)
+            } catch {
+                return finish(Self.failure("cannot connect to \(address): \(error)", cause: error), .guestStayed)
+            }
+            emigrate(over: opened, configuration)
+        }
+    }
+
+    /// On the migration's thread.
+    private func emigrate(over opened: MigrationOpening.Opened, _ configuration: MigrationConfiguration) {
+        let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
+            supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
+        }
+        let flips = configuration.has(.unixPageFlipping)
+        let hooks =
+            flips
+            ? PageFlipSource(transport: opened.transport, guest: guest, configuration: configuration) {
+                Diagnostics.write($0)
+            } : nil
+        let source = MigrationSource(
+            guest: guest, transport: opened.transport, configuration: configuration, hooks: hooks,
+            observer: { [weak self] in self?.observe($0) })
+        let started = HostSemaphore()
+        loop.perform { [self] in
+            self.source = source
+            if isCancelled { source.cancel() }
+            started.signal()
+        }
+        started.wait()
+        let outcome = source.run()
+        var progress = source.progress
+        if outcome == .guestMoved, let command = opened.command, let end = command.wait(), end != .exited(status: 0) {
+            progress.notices.append("the command ended with \(end)")
+        }
+        finish(progress, outcome, gaveAway: hooks?.disposition == .givesAway)
+    }
+
+    func cancel() {
+        precondition(loop.isLoopThread)
+        guard isActive, report?.side == .source else { return }
+        isCancelled = true
+        source?.cancel()
+    }
+
+    func continueSwitchover(from state: String) throws(QMPError) {
+        guard let source, isActive, source.progress.status.rawValue == state, state == "pre-switchover" else {
+            throw QMPError("Migration not in expected state: \(status.rawValue)")
+        }
+        source.continueSwitchover()
+    }
+
+    // MARK: In
+
+    func receive(from address: MigrationAddress, exitsOnError: Bool) throws(QMPError) {
+        precondition(loop.isLoopThread)
+        guard supervisor.runState == .inmigrate else {
+            throw QMPError("'-incoming' was not specified on the command line")
+        }
+        guard !isActive, listener == nil, report == nil else {
+            throw QMPError("The incoming migration has already been started")
+        }
+        self.exitsOnError = exitsOnError
+        let configuration = settings.configuration(uuid: supervisor.uuidBytes)
+        do throws(MigrationError) { try configuration.validate() } catch { throw QMPError(error.message) }
+        do throws(SystemCallError) {
+            if let (descriptor, actual) = try MigrationOpening.listen(address) {
+                try descriptor.setNonBlocking(true)
+                let token = try loop.watch(descriptor, for: .readable) { [weak self] _ in self?.accept() }
+                var path: String?
+                if case .unix(let text) = actual, !text.hasPrefix("@") { path = text }
+                listener = (descriptor, token, path)
+                report = newReport(.destination, channel: actual.description, configuration)
+                report?.socketAddress = actual.socketAddress
+                report?.progress.status = .setup
+                tell(.setup)
+                return
+            }
+        } catch { throw QMPError("cannot listen at \(address): \(error)") }
+        let descriptor = try descriptor(for: address)
+        begin(.destination, channel: address.description, configuration)
+        run(name: "migration") { [self] in
+            do throws(SystemCallError) {
+                guard let opened = try MigrationOpening.incoming(address, descriptor: descriptor) else { return }
+                immigrate(over: opened.transport, configuration)
+                _ = opened.command?.wait(timeoutMilliseconds: 10_000)
+            } catch {
+                finish(Self.failure("cannot open \(address): \(error)", cause: error), .guestStayed)
+            }
+        }
+    }
+
+    private func accept() {
+        guard let listener, let socket = try? StreamSocket.accept(from: listener.descriptor) else { return }
+        closeListener()
+        let configuration = settings.configuration(uuid: supervisor.uuidBytes)
+        let channel = report?.channel ?? ""
+        let address = report?.socketAddress
+        begin(.destination, channel: channel, configuration)
+        report?.socketAddress = address
+        run(name: "migration") { [self] in
+            do throws(SystemCallError) {
+                immigrate(over: try DescriptorTransport(name: channel, socket: socket), configuration)
+            } catch {
+                finish(Self.failure("\(error)", cause: error), .guestStayed)
+            }
+        }
+    }
+
+    private func closeListener() {
+        guard let listener else { return }
+        loop.remove(listener.token)
+        if let path = listener.path { FileInformation.remove(path) }
+        self.listener = nil
+    }
+
+    /// On the migration's thread.
+    private func immigrate(over transport: DescriptorTransport, _ configuration: MigrationConfiguration) {
+        var configuration = configuration
+        configuration.staysPaused = supervisor.configuration.isPaused
+        let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
+            supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
+        }
+        let hooks =
+            configuration.has(.unixPageFlipping)
+            ? PageFlipDestination(transport: transport, configuration: configuration) : nil
+        let destination = MigrationDestination(
+            guest: guest, transport: transport, configuration: configuration, hooks: hooks,
+            observer: { [weak self] in self?.observe($0) })
+        loop.perform { [self] in self.destination = destination }
+        loop.barrier()
+        let outcome = destination.run()
+        finish(destination.progress, outcome)
+    }
+
+    // MARK: Both
+
+    private func descriptor(for address: MigrationAddress) throws(QMPError) -> OwnedDescriptor? {
+        guard case .descriptor(let name) = address else { return nil }
+        if let descriptor = supervisor.descriptorStore.take(name: name) { return descriptor }
+        guard let number = CInt(name), number > 2, let copy = try? OwnedDescriptor.duplicate(of: number) else {
+            throw QMPError("File descriptor named '\(name)' has not been found")
+        }
+        return copy
+    }
+
+    private func newReport(
+        _ side: MigrationReport.Side, channel: String, _ configuration: MigrationConfiguration
+    ) -> MigrationReport {
+        MigrationReport(
+            side: side, progress: MigrationProgress(), startNanoseconds: monotonicNanoseconds(),
+            isAutoConverging: configuration.has(.autoConverge), channel: channel, strategy: configuration.strategy)
+    }
+
+    private func begin(_ side: MigrationReport.Side, channel: String, _ configuration: MigrationConfiguration) {
+        isActive = true
+        isCancelled = false
+        source = nil
+        destination = nil
+        lastEvent = report == nil ? (.none, 0) : (lastEvent.status == .setup ? .setup : .none, 0)
+        report = newReport(side, channel: channel, configuration)
+        report?.progress.status = .setup
+        tell(.setup)
+    }
+
+    private func run(name: String, _ body: @escaping @Sendable () -> Void) {
+        do { thread = try HostThread(name: name, body) } catch {
+            finish(Self.failure("\(error)", cause: error), .guestStayed)
+        }
+    }
+
+    private static func failure(_ message: String, cause: SystemCallError) -> MigrationProgress {
+        var progress = MigrationProgress()
+        progress.status = .failed
+        progress.error = MigrationError(.channelFailed, in: .setup, message)
+        progress.outcome = .guestStayed
+        return progress
+    }
+
+    /// On the migration's thread: changes of status and rounds become events.
+    private func observe(_ progress: MigrationProgress) {
+        guard !progress.status.isFinal else { return }  // told by finish, when the run state is right
+        loop.perform { [self] in
+            report?.progress = progress
+            tell(progress.status)
+            if progress.ram.dirtySyncCount > lastEvent.pass {
+                lastEvent.pass = progress.ram.dirtySyncCount
+                if settings.capabilities.contains(.events), report?.side == .source {
+                    supervisor.announce(.migrationPass, ["pass": JSONValue(progress.ram.dirtySyncCount)])
+                }
+            }
+        }
+    }
+
+    private func tell(_ status: MigrationStatus) {
+        guard status != lastEvent.status else { return }
+        lastEvent.status = status
+        if settings.capabilities.contains(.events) {
+            supervisor.announce(.migration, ["status": .string(status.rawValue)])
+        }
+    }
+
+    /// The end, from the migration's thread or the loop's.
+    private func finish(_ progress: MigrationProgress, _ outcome: MigrationOutcome, gaveAway: Bool = false) {
+        loop.perform { [self] in
+            let side = report?.side ?? .source
+            var progress = progress
+            if isCancelled && outcome == .guestStayed { progress.status = .cancelled }
+            report?.progress = progress
+            thread = nil
+            isActive = false
+            if outcome == .guestMoved && side == .source { hasGivenAway = gaveAway }
+            supervisor.migrationEnded(side: side, outcome: outcome)
+            tell(progress.status)
+            if side == .destination, outcome != .guestMoved {
+                let text = progress.error?.description ?? "the incoming guest did not arrive"
+                Diagnostics.write(text)
+                if exitsOnError {
+                    supervisor.quit(cause: .hostError, status: ExitStatus.incomingFailed.rawValue)
+                }
+            }
+            for waiter in waiters { waiter() }
+            waiters = []
+        }
+    }
+
+    private var waiters: [@Sendable () -> Void] = []
+
+    /// Gives up whatever runs; `done` is called on the loop when nothing does any more.
+    func abandon(_ done: @escaping @Sendable () -> Void) {
+        precondition(loop.isLoopThread)
+        closeListener()
+        guard isActive else { return done() }
+        isCancelled = true
+        exitsOnError = false
+        source?.cancel()
+        destination?.cancel()
+        waiters.append(done)
+    }
+}

@@ -1,0 +1,76 @@
+import Glibc
+import LinuxCalls
+import MigrationChannels
+import QMPProtocol
+
+/// Opens channels. Connecting and opening may block: on the migration's thread only.
+enum MigrationOpening {
+    /// A channel, and the command that must have ended before what was sent is safe.
+    struct Opened: Sendable {
+        var transport: DescriptorTransport
+        var command: ChildProcess?
+    }
+
+    /// Towards the destination. `descriptor` is what `fd:` names, taken on the monitor's thread.
+    static func outgoing(_ address: MigrationAddress, descriptor: OwnedDescriptor?) throws(SystemCallError) -> Opened {
+        let name = address.description
+        switch address {
+        case .unix(let path): return try socket(name, .unix(path: path))
+        case .tcp(let host, let port): return try socket(name, .tcp(host: host, port: port))
+        case .descriptor: return Opened(transport: try over(descriptor, name, writing: true))
+        case .exec(let words):
+            let pipe = try OwnedDescriptor.pipe()
+            let child = try ChildProcess(
+                path: words[0], arguments: Array(words.dropFirst()), descriptors: [0: pipe.readEnd])
+            return Opened(
+                transport: try DescriptorTransport(name: name, reading: nil, writing: pipe.writeEnd), command: child)
+        case .file(let path, let offset):
+            let file = try OwnedDescriptor.open(path, flags: O_WRONLY | O_CREAT | (offset == 0 ? O_TRUNC : 0))
+            _ = try retrying("lseek", subject: path) { lseek(file.rawValue, off_t(clamping: offset), SEEK_SET) }
+            return Opened(transport: try DescriptorTransport(name: name, reading: nil, writing: file))
+        }
+    }
+
+    /// From the source, for what needs no listening; nil for a socket that must be listened on.
+    static func incoming(_ address: MigrationAddress, descriptor: OwnedDescriptor?) throws(SystemCallError) -> Opened? {
+        let name = address.description
+        switch address {
+        case .unix, .tcp: return nil
+        case .descriptor: return Opened(transport: try over(descriptor, name, writing: false))
+        case .exec(let words):
+            let pipe = try OwnedDescriptor.pipe()
+            let child = try ChildProcess(
+                path: words[0], arguments: Array(words.dropFirst()), descriptors: [1: pipe.writeEnd])
+            return Opened(
+                transport: try DescriptorTransport(name: name, reading: pipe.readEnd, writing: nil), command: child)
+        case .file(let path, let offset):
+            let file = try OwnedDescriptor.open(path, flags: O_RDONLY)
+            _ = try retrying("lseek", subject: path) { lseek(file.rawValue, off_t(clamping: offset), SEEK_SET) }
+            return Opened(transport: try DescriptorTransport(name: name, reading: file, writing: nil))
+        }
+    }
+
+    /// A listening socket for an incoming migration, and the address it has.
+    static func listen(_ address: MigrationAddress) throws(SystemCallError) -> (OwnedDescriptor, MigrationAddress)? {
+        switch address {
+        case .unix(let path): return (try UnixListener.bind(path: path), address)
+        case .tcp(let host, let port):
+            let listener = try StreamSocket.listen(at: .tcp(host: host, port: port))
+            return (listener, .tcp(host: host, port: try StreamSocket.localPort(of: listener)))
+        default: return nil
+        }
+    }
+
+    private static func socket(_ name: String, _ address: LinuxCalls.SocketAddress) throws(SystemCallError) -> Opened {
+        Opened(transport: try DescriptorTransport(name: name, socket: try StreamSocket.connect(to: address)))
+    }
+
+    private static func over(_ descriptor: OwnedDescriptor?, _ name: String, writing: Bool) throws(SystemCallError)
+        -> DescriptorTransport
+    {
+        guard let descriptor else { throw SystemCallError("migrate", .badFileDescriptor, subject: name) }
+        if try descriptor.status().type == .socket { return try DescriptorTransport(name: name, socket: descriptor) }
+        return try DescriptorTransport(
+            name: name, reading: writing ? nil : descriptor, writing: writing ? descriptor : nil)
+    }
+}

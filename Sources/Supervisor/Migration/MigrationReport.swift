@@ -1,0 +1,81 @@
+import GuestMemory
+import MigrationEngine
+import QMPProtocol
+
+/// `query-migrate`: what is known of a migration, in QEMU's fields and units, and our own behind `x-`.
+struct MigrationReport: Sendable {
+    enum Side: Hashable, Sendable { case source, destination }
+
+    var side: Side
+    var progress: MigrationProgress
+    var startNanoseconds: Int64
+    var isAutoConverging = false
+    var socketAddress: JSONValue?
+    var channel: String
+    var strategy: MigrationStrategy
+
+    func json(nowNanoseconds: Int64) -> JSONValue {
+        var result = JSONObject()
+        let status = progress.status
+        if status != .none { result["status"] = .string(status.rawValue) }
+        if let socketAddress, side == .destination { result["socket-address"] = [socketAddress] }
+        switch status {
+        case .none, .cancelled: break
+        case .failed:
+            result["error-desc"] = .string(progress.error.map(\.description) ?? "migration failed")
+            result["x-outcome"] = progress.outcome.map { .string($0.rawValue) }
+        default:
+            if side == .source || status == .completed { addTimes(to: &result, nowNanoseconds) }
+            if side == .source, status != .setup { result["ram"] = .object(ram) }
+            if isAutoConverging { result["cpu-throttle-percentage"] = JSONValue(progress.throttlePercent) }
+            result["x-channel"] = .string(channel)
+            result["x-strategy"] = .string(strategy.rawValue)
+            if !progress.notices.isEmpty { result["x-notices"] = .array(progress.notices.map { .string($0) }) }
+            if status == .completed { result["x-phases"] = .object(phases) }
+        }
+        return .object(result)
+    }
+
+    private func addTimes(to result: inout JSONObject, _ now: Int64) {
+        func milliseconds(_ nanoseconds: UInt64) -> JSONValue { JSONValue(nanoseconds / 1_000_000) }
+        let timing = progress.timing
+        result["total-time"] = milliseconds(timing.totalNanoseconds ?? UInt64(clamping: now - startNanoseconds))
+        result["setup-time"] = timing.setupNanoseconds.map(milliseconds) ?? 0
+        if progress.status == .completed {
+            result["downtime"] = timing.downtimeNanoseconds.map(milliseconds)
+        } else {
+            result["expected-downtime"] = progress.expectedDowntimeMilliseconds.map { JSONValue($0) }
+        }
+    }
+
+    private var ram: JSONObject {
+        let ram = progress.ram
+        let pageSize = UInt64(guestPageSize)
+        return [
+            "transferred": JSONValue(ram.transferredByteCount), "remaining": JSONValue(ram.remainingByteCount),
+            "total": JSONValue(ram.totalByteCount), "duplicate": JSONValue(ram.zeroPages),
+            "normal": JSONValue(ram.normalPages), "normal-bytes": JSONValue(ram.normalPages &* pageSize),
+            "dirty-pages-rate": JSONValue(ram.dirtyPagesPerSecond),
+            "mbps": .number(Double(ram.bytesPerSecond) * 8 / 1_000_000),
+            "dirty-sync-count": JSONValue(ram.dirtySyncCount), "postcopy-requests": JSONValue(ram.postcopyRequests),
+            "page-size": JSONValue(pageSize), "multifd-bytes": JSONValue(ram.multifdByteCount),
+            "pages-per-second": JSONValue(ram.bytesPerSecond / pageSize),
+            "precopy-bytes": JSONValue(ram.precopyByteCount), "downtime-bytes": JSONValue(ram.downtimeByteCount),
+            "postcopy-bytes": JSONValue(ram.postcopyByteCount), "dirty-sync-missed-zero-copy": 0,
+        ]
+    }
+
+    /// The pause in its parts, in microseconds.
+    private var phases: JSONObject {
+        let timing = progress.timing
+        var result = JSONObject()
+        for (name, value) in [
+            ("pause", timing.pauseNanoseconds), ("final-pages", timing.finalPagesNanoseconds),
+            ("save", timing.saveNanoseconds), ("send", timing.sendNanoseconds), ("load", timing.loadNanoseconds),
+            ("resume", timing.resumeNanoseconds), ("downtime", timing.downtimeNanoseconds),
+        ] {
+            result[name] = value.map { JSONValue($0 / 1000) }
+        }
+        return result
+    }
+}
