@@ -91,7 +91,7 @@ let package = Package(
                 "MigrationEngine", "MigrationChannels", "QMPProtocol", logging,
             ]),
         .executableTarget(
-            name: "sidestep", dependencies: ["Supervisor", "QMPProtocol", "MigrationStream", arguments],
+            name: "sidestep", dependencies: ["Supervisor", "QMPProtocol", "MigrationStream", "LinuxCalls", arguments],
             swiftSettings: strict),
 
         // Tests.

@@ -7,7 +7,11 @@ struct Sidestep: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sidestep", abstract: "Run virtual machines that change process without stopping.",
         version: "\(Product.name) \(Product.version)",
-        subcommands: [Run.self, ExitStatusHelp.self])
+        subcommands: [
+            Run.self, List.self, Inspect.self, Console.self, Pause.self, Resume.self, Stop.self, Kill.self, Status.self,
+            Migrate.self, Cancel.self, Check.self, Save.self, Restore.self, QMP.self, Completion.self,
+            ExitStatusHelp.self,
+        ])
 }
 
 @main enum Main {

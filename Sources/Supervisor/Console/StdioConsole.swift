@@ -204,13 +204,13 @@ package final class StdioConsole: ConsoleBackend {
 }
 
 /// A terminal in raw mode, and how it was before.
-final class TerminalMode: Sendable {
+package final class TerminalMode: Sendable {
     private let descriptor: CInt
     private let saved: termios
     private let isRaw = Mutex(true)
 
     /// Nil when the descriptor is no terminal.
-    init?(makingRaw descriptor: CInt) {
+    package init?(makingRaw descriptor: CInt) {
         var mode = termios()
         guard unsafe tcgetattr(descriptor, &mode) == 0 else { return nil }
         self.descriptor = descriptor
@@ -220,7 +220,7 @@ final class TerminalMode: Sendable {
         unsafe tcsetattr(descriptor, TCSANOW, &mode)
     }
 
-    func restore() {
+    package func restore() {
         isRaw.withLock { isRaw in
             guard isRaw else { return }
             isRaw = false

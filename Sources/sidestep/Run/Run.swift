@@ -22,7 +22,12 @@ struct Run: ParsableCommand {
     func run() throws {
         var configuration = try options.effectiveConfiguration()
         if let incoming { configuration.incoming = incoming }
-        let status = try GuestProcess.run(configuration)
-        Glibc.exit(status)
+        if detach { return try Detached.start(configuration) }
+        try Self.run(configuration)
+    }
+
+    /// Runs a guest and ends this process with its status.
+    static func run(_ configuration: RunConfiguration) throws {
+        Glibc.exit(try GuestProcess.run(configuration))
     }
 }

@@ -1,5 +1,5 @@
 import ArgumentParser
-import GuestMemory
+import QMPProtocol
 import Supervisor
 
 /// The flags that describe a machine; `run` and `restore` share them.
@@ -63,8 +63,10 @@ struct RunOptions: ParsableArguments {
     var uuid: String?
 
     /// The configuration file, then the flags over it.
-    func effectiveConfiguration() throws(Refusal) -> RunConfiguration {
+    /// - Parameter base: A configuration that both win over.
+    func effectiveConfiguration(over base: JSONValue = [:]) throws(Refusal) -> RunConfiguration {
         var result = RunConfiguration()
+        try result.apply(base)
         if let config { try result.apply(try ConfigurationFile.read(config)) }
         if let name { result.name = name }
         if let uuid { result.uuid = uuid }

@@ -1,0 +1,77 @@
+import ArgumentParser
+import Glibc
+import LinuxCalls
+import QMPProtocol
+import Supervisor
+
+struct Save: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Save a guest to a file and end it.",
+        discussion: """
+            The file is a migration stream that 'sidestep restore' and QEMU's analysis read; what the guest was made of goes \
+            into FILE.json beside it. Disks are not part of it.
+            """)
+
+    @OptionGroup var guest: GuestArgument
+
+    @Argument(help: ArgumentHelp("The file.", valueName: "file"))
+    var file: String
+
+    @Flag(help: "Let the guest run on afterwards, if it ran.")
+    var keepRunning = false
+
+    @OptionGroup var output: FormatOption
+
+    func run() throws {
+        let connection = try guest.connect()
+        let facts = try connection.run("x-sidestep-inspect")
+        let path = file.hasPrefix("/") ? file : try currentDirectory() + "/" + file
+        var configuration = facts["configuration"]?.objectValue ?? [:]
+        configuration["incoming"] = nil
+        let wasRunning = facts["status"] == "running"
+        let answer = try Migrate.move(connection, to: "file:\(path)", format: output.format)
+        do {
+            let description = try OwnedDescriptor.open(path + ".json", flags: O_WRONLY | O_CREAT | O_TRUNC)
+            try description.writeAll(Array((JSONValue.object(configuration).prettyJSON + "\n").utf8))
+        } catch {
+            _ = try connection.run("cont")
+            throw Refusal("\(guest.name): cannot write \(path).json: \(error); the guest runs on")
+        }
+        output.show(answer) { "\(guest.name) is saved\n" + MigrationProgressView.summary($0, channel: "file") }
+        if keepRunning {
+            if wasRunning { _ = try connection.run("cont") }
+        } else {
+            _ = try connection.run("quit")
+        }
+    }
+
+    private func currentDirectory() throws -> String {
+        guard let path = unsafe getcwd(nil, 0) else { throw SystemCallError.last("getcwd") }
+        defer { unsafe free(path) }
+        return unsafe String(cString: path)
+    }
+}
+
+struct Restore: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Run a guest from a file that 'sidestep save' made.",
+        discussion: "The guest is built as FILE.json says; flags win over it.")
+
+    @Argument(help: ArgumentHelp("The file.", valueName: "file"))
+    var file: String
+
+    @OptionGroup var options: RunOptions
+
+    @Flag(help: "Return as soon as the guest runs; it goes on in the background.")
+    var detach = false
+
+    func run() throws {
+        guard unsafe access(file, R_OK) == 0 else { throw Refusal("cannot read \(file): \(errorText(errno))") }
+        let description = file + ".json"
+        let base = unsafe access(description, R_OK) == 0 ? try ConfigurationFile.read(description) : [:]
+        var configuration = try options.effectiveConfiguration(over: base)
+        configuration.incoming = "file:\(file)"
+        if detach { return try Detached.start(configuration) }
+        try Run.run(configuration)
+    }
+}
