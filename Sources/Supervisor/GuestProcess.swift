@@ -1,14 +1,23 @@
 import DeviceModel
 import Glibc
-import LinuxCalls
+package import LinuxCalls
 package import Machine
+import MigrationChannels
 import Synchronization
 
 /// A process that runs one guest, from its configuration to its exit status.
 package enum GuestProcess {
+    /// Set in the environment of a guest's process that nobody waits for.
+    package static let backgroundVariable = "SIDESTEP_BACKGROUND"
+
+    /// Whether nobody waits for this very process: a service manager is told which one is the main one, and a process in
+    /// the background has no parent that cares.
+    package static var needsNoKeeper: Bool { unsafe ServiceManager.isPresent || getenv(backgroundVariable) != nil }
+
     /// Runs a guest until it ends and answers the process's exit status. On the main thread, before any other thread.
     /// - Throws: ``Refusal`` when nothing was started.
-    package static func run(_ requested: RunConfiguration) throws(Refusal) -> Int32 {
+    /// - Parameter keeper: The process that stays behind for whoever waits for us, if there is one.
+    package static func run(_ requested: RunConfiguration, keeper: ProcessKeeper? = nil) throws(Refusal) -> Int32 {
         var configuration = requested
         if configuration.name == nil { configuration.name = "guest-\(getpid())" }
         if configuration.console == nil { configuration.console = .stdio }
@@ -17,7 +26,7 @@ package enum GuestProcess {
             let signals = try prepareProcess()
             let directory = try RunDirectory.claim(name: configuration.name ?? "")
             defer { directory.remove() }
-            return try run(configuration, directory, signals)
+            return try run(configuration, directory, signals, keeper)
         } catch let refusal as Refusal {
             throw refusal
         } catch {
@@ -25,31 +34,99 @@ package enum GuestProcess {
         }
     }
 
-    private static func run(_ configuration: RunConfiguration, _ directory: RunDirectory, _ signals: SignalDescriptor)
-        throws -> Int32
-    {
-        let loop = try EventLoop(name: "monitor")
-        defer { loop.stop() }
-        let quitRequest = QuitRequest()
-        let console = try ConsoleAttachment(
-            configuration.console ?? .null, directory: directory, loop: loop,
-            quit: { quitRequest.request(bySignal: false) })
-        defer { console.close() }
-        let guest = try makeGuest(configuration, console: console)
+    /// Takes a guest over from a predecessor and runs it until it ends. On the main thread, before any other thread.
+    /// - Parameter number: Our end of the hand-over's socket.
+    package static func adopt(socket number: CInt) throws(Refusal) -> Int32 {
+        guard number > 2, fcntl(number, F_GETFD) >= 0 else {
+            throw Refusal(.usage, "adopt is for the process that hands a guest over; there is none")
+        }
+        let socket = OwnedDescriptor(adopting: number)
         do {
-            let supervisor = try Supervisor(
-                loop: loop, guest: guest, configuration: configuration, directory: directory,
-                consoleDescription: console.description,
-                runState: configuration.incoming == nil ? .prelaunch : .inmigrate)
-            quitRequest.connect(supervisor)
-            let token = try loop.watch(signals.descriptor, for: .readable) { _ in
-                while let signal = signals.next() {
-                    if signal == SIGUSR2 { continue }
+            try socket.setCloseOnExec(true)
+            let signals = try prepareProcess()
+            let loop = try EventLoop(name: "monitor")
+            let quitRequest = QuitRequest()
+            let successor = UpgradeDestination(
+                loop: loop, program: program, quit: { quitRequest.request(bySignal: false) })
+            var destination = HandoverDestination(
+                socket: socket, program: "\(Product.name) \(Product.version)",
+                atStep: HandoverFault.order(for: "destination"))
+            switch destination.run(successor) {
+            case .notOurs(let error, _):
+                // The source tells its user. Nothing here may be tidied up: all of it is the source's.
+                if error.code != .peerGone { Diagnostics.write("the guest was not taken over: \(error)") }
+                _exit(ExitStatus.rolledBack.rawValue)
+            case .lost(let error):
+                Diagnostics.write("the guest is lost: \(error)")
+                _exit(ExitStatus.lost.rawValue)
+            case .running(let times):
+                guard let supervisor = successor.supervisor, let backends = successor.backends else {
+                    throw Refusal(.lost, "the guest runs nowhere")
+                }
+                defer { supervisor.directory.remove() }
+                defer { loop.stop() }
+                defer { backends.close() }
+                quitRequest.connect(supervisor)
+                let token = try watch(signals, for: supervisor)
+                defer { loop.remove(token) }
+                try successor.settle(times)
+                return supervisor.waitForEnd()
+            }
+        } catch let refusal as Refusal {
+            throw refusal
+        } catch {
+            throw Refusal("\(error)")
+        }
+    }
+
+    /// The file this process was started from; a newer one may stand there by the time it is asked for.
+    private static let program: String = {
+        var buffer = [CChar](repeating: 0, count: 4096)
+        let count = unsafe readlink("/proc/self/exe", &buffer, buffer.count - 1)
+        guard count > 0 else { return "/proc/self/exe" }
+        let path = String(decoding: buffer[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let deleted = " (deleted)"
+        return path.hasSuffix(deleted) ? String(path.dropLast(deleted.count)) : path
+    }()
+
+    private static func watch(_ signals: SignalDescriptor, for supervisor: Supervisor) throws(SystemCallError)
+        -> EventLoop.Token
+    {
+        try supervisor.loop.watch(signals.descriptor, for: .readable) { _ in
+            while let signal = signals.next() {
+                if signal == SIGUSR2 {
+                    supervisor.upgrade(UpgradeRequest()) { Diagnostics.write("upgrade: \($0)") }
+                } else {
                     supervisor.requestQuit(bySignal: true)
                 }
             }
+        }
+    }
+
+    private static func run(
+        _ configuration: RunConfiguration, _ directory: RunDirectory, _ signals: SignalDescriptor,
+        _ keeper: ProcessKeeper?
+    ) throws -> Int32 {
+        let loop = try EventLoop(name: "monitor")
+        defer { loop.stop() }
+        let quitRequest = QuitRequest()
+        let program = program  // before anybody replaces the file
+        let backends = try GuestBackends(
+            configuration, directory: directory, loop: loop, quit: { quitRequest.request(bySignal: false) })
+        defer { backends.close() }
+        let guest = try makeGuest(configuration, backends)
+        do {
+            let supervisor = try Supervisor(
+                loop: loop, guest: guest, configuration: configuration, directory: directory,
+                consoleDescription: backends.consoleDescription,
+                runState: configuration.incoming == nil ? .prelaunch : .inmigrate)
+            supervisor.upgradeEquipment = UpgradeEquipment(
+                guest: guest, backends: backends, keeper: keeper, program: program)
+            quitRequest.connect(supervisor)
+            let token = try watch(signals, for: supervisor)
             defer { loop.remove(token) }
             try serve(supervisor, configuration, directory)
+            ServiceManager.tell(isReady: true)
             return supervisor.waitForEnd()
         } catch {
             guest.shutDown()
@@ -68,11 +145,11 @@ package enum GuestProcess {
         return try SignalDescriptor([SIGTERM, SIGINT, SIGHUP, SIGUSR2])
     }
 
-    private static func makeGuest(_ configuration: RunConfiguration, console: ConsoleAttachment) throws -> VirtGuest {
+    private static func makeGuest(_ configuration: RunConfiguration, _ backends: GuestBackends) throws -> VirtGuest {
         let events = VirtGuest.EventSink()
         do {
             let machine = try VirtMachine(
-                configuration: configuration.machineConfiguration, backends: MachineBackends(serial: console.backend)
+                configuration: configuration.machineConfiguration, backends: backends.machineBackends
             ) { events.observe($0) }
             let guest = VirtGuest(machine: machine, events: events)
             if configuration.incoming == nil {
@@ -135,6 +212,7 @@ extension RunConfiguration {
         result.initrdPath = initrd
         result.kernelCommandLine = append ?? ""
         result.virtio = virtio == .legacy ? .legacy : .modern
+        result.devices = machineDevices
         return result
     }
 }

@@ -22,6 +22,8 @@ package final class Supervisor: @unchecked Sendable {
     var descriptorStore = DescriptorStore()
     /// Moves the guest out of this process and into it; made in init, never changed.
     private(set) var migration: MigrationControl!
+    /// Set before the guest runs, by whoever can hand it over.
+    var upgradeEquipment: UpgradeEquipment?
     /// What `query-chardev` and `inspect` say of the console.
     package let consoleDescription: String
 
@@ -100,7 +102,7 @@ package final class Supervisor: @unchecked Sendable {
     // MARK: Life cycle
 
     /// Queues an operation that calls its argument when it has ended.
-    private func operate(_ operation: @escaping @Sendable (_ ended: @escaping @Sendable () -> Void) -> Void) {
+    func operate(_ operation: @escaping @Sendable (_ ended: @escaping @Sendable () -> Void) -> Void) {
         operations.append { [self] in
             operation { [self] in
                 loop.perform { [self] in
@@ -250,6 +252,15 @@ package final class Supervisor: @unchecked Sendable {
                 }
             })
     }
+
+    /// The guest stands still here though nobody stopped it: a move failed, and so did going on.
+    func noteStopped() {
+        runState = .paused
+        announce(.stop)
+    }
+
+    /// The guest came from another process and is in `state` here.
+    func noteArrival(_ state: RunState) { runState = state }
 
     /// Ends the guest and then the process.
     func quit(cause: ShutdownCause, status: Int32) {

@@ -8,7 +8,8 @@ struct Sidestep: ParsableCommand {
         commandName: "sidestep", abstract: "Run virtual machines that change process without stopping.",
         version: "\(Product.name) \(Product.version)",
         subcommands: [
-            Run.self, List.self, Inspect.self, Console.self, Pause.self, Resume.self, Stop.self, Kill.self, Status.self,
+            Run.self, Upgrade.self, Adopt.self, List.self, Inspect.self, Console.self, Pause.self, Resume.self,
+            Stop.self, Kill.self, Status.self,
             Migrate.self, Cancel.self, Check.self, Save.self, Restore.self, QMP.self, Completion.self,
             ExitStatusHelp.self,
         ])

@@ -206,6 +206,12 @@ package final class QMPServer: @unchecked Sendable {
         for client in Array(clients.values) where client.unansweredCommand == command { client.finish(result) }
     }
 
+    /// Answers whatever else the predecessor left: it had not begun it.
+    package func refuseInherited(_ error: QMPError) {
+        precondition(loop.isLoopThread)
+        for client in Array(clients.values) where client.unansweredCommand != nil { client.finish(.failure(error)) }
+    }
+
     /// Forgets clients and listeners without closing what a successor now owns: our descriptors close, theirs stay.
     package func release() {
         precondition(loop.isLoopThread && isSuspended)

@@ -22,10 +22,15 @@ struct Console: ParsableCommand {
         do { socket = try StreamSocket.connect(to: .unix(path: String(console.dropFirst(5)))) } catch {
             throw Refusal(.commandFailed, "\(guest.name): cannot reach the console: \(error)")
         }
-        let terminal = TerminalMode(makingRaw: 0)
-        defer { terminal?.restore() }
-        if terminal != nil { Diagnostics.write("attached to \(guest.name); Ctrl-A D detaches") }
-        try relay(socket, isTerminal: terminal != nil)
+        let terminal = try OwnedDescriptor.duplicate(of: 0)
+        let modes = try? TerminalModes(of: terminal)  // nil: not a terminal
+        if let modes {
+            try TerminalGuard.watch(terminal, modes: modes)
+            try modes.raw().set(on: terminal)
+        }
+        defer { if modes != nil { TerminalGuard.restore() } }
+        if modes != nil { Diagnostics.write("attached to \(guest.name); Ctrl-A D detaches") }
+        try relay(socket, isTerminal: modes != nil)
     }
 
     /// Bytes both ways until either side has had enough.

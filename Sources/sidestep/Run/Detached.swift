@@ -24,6 +24,8 @@ enum Detached {
         let logPath = try RunDirectory.base() + "/.\(name).log"
         do {
             let log = try OwnedDescriptor.open(logPath, flags: O_RDWR | O_CREAT | O_TRUNC)
+            // Nobody waits for this process, so it needs no keeper.
+            unsafe setenv(GuestProcess.backgroundVariable, "1", 1)
             let null = try OwnedDescriptor.open("/dev/null", flags: O_RDWR)
             let child = try ChildProcess(
                 path: "/proc/self/exe", name: CommandLine.arguments.first ?? "sidestep", arguments: Array(arguments),

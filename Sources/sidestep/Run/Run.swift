@@ -1,5 +1,6 @@
 import ArgumentParser
 import Glibc
+import LinuxCalls
 import Supervisor
 
 struct Run: ParsableCommand {
@@ -28,6 +29,8 @@ struct Run: ParsableCommand {
 
     /// Runs a guest and ends this process with its status.
     static func run(_ configuration: RunConfiguration) throws {
-        Glibc.exit(try GuestProcess.run(configuration))
+        // A service manager is told the new main process by itself; a shell waits for this one.
+        let keeper = GuestProcess.needsNoKeeper ? nil : try ProcessKeeper.fork()
+        Glibc.exit(try GuestProcess.run(configuration, keeper: keeper))
     }
 }

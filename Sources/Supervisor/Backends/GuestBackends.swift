@@ -1,0 +1,186 @@
+import DeviceModel
+import Glibc
+import HostBackends
+package import LinuxCalls
+package import Machine
+import MigrationChannels
+
+/// Everything of the host that stands behind a guest's devices, opened from the configuration or taken over from a
+/// predecessor process.
+package final class GuestBackends: @unchecked Sendable {
+    // SAFETY: set up by one thread before the machine starts; afterwards only read, but for `adoptState`, which is called
+    // once while the machine is paused.
+
+    private typealias Console = any ConsoleBackend & TransferableBackend
+    private typealias Network = any NetworkBackend & TransferableBackend
+    private typealias Disk = any BlockBackend & TransferableBackend
+
+    private let loop: EventLoop
+    private let quit: @Sendable () -> Void
+    private var console: Console?
+    private var disks: [(identifier: String, backend: Disk)] = []
+    private var networks: [(identifier: String, backend: Network)] = []
+    private var lateConsole: LateConsole?
+    private var lateNetworks: [(identifier: String, backend: LateNetwork)] = []
+    /// What `query-chardev` and `inspect` say of the console.
+    package private(set) var consoleDescription: String
+
+    static func diskIdentifier(_ index: Int) -> String { "disk\(index)" }
+    static func networkIdentifier(_ index: Int) -> String { "net\(index)" }
+
+    /// Opens what the configuration names.
+    /// - Parameter quit: Somebody asked at the console for the guest's end.
+    package init(
+        _ configuration: RunConfiguration, directory: RunDirectory, loop: EventLoop,
+        quit: @escaping @Sendable () -> Void
+    ) throws(Refusal) {
+        self.loop = loop
+        self.quit = quit
+        let wanted = configuration.console ?? .null
+        consoleDescription = wanted.argument
+        for (index, disk) in configuration.disks.enumerated() {
+            disks.append(
+                (
+                    Self.diskIdentifier(index),
+                    try Self.refusing("--disk") { () throws(BackendError) in
+                        try RawFileBackend(path: disk.path, isReadOnly: disk.isReadOnly)
+                    }
+                ))
+        }
+        for (index, network) in configuration.networks.enumerated() {
+            networks.append(
+                (
+                    Self.networkIdentifier(index),
+                    try Self.refusing("--net") { () throws(BackendError) -> Network in try Self.open(network.kind, loop)
+                    }
+                ))
+        }
+        // Last: from here on the terminal is in raw mode.
+        console = try Self.refusing("--console") { () throws(BackendError) -> Console in
+            switch wanted {
+            case .null: return NullConsole()
+            case .file(let path): return try FileConsole(path: path)
+            case .pty:
+                let console = try PseudoTerminalConsole(loop: loop)
+                consoleDescription = "pty:\(console.path)"
+                Diagnostics.write("the console is at \(console.path)")
+                return console
+            case .unix(let path):
+                let place = path.isEmpty ? directory.consoleSocketPath : path
+                consoleDescription = "unix:\(place)"
+                return try SocketConsole(path: place, loop: loop)
+            case .stdio:
+                return try TerminalConsole(
+                    input: try Self.duplicate(0), output: try Self.duplicate(1), loop: loop, quit: quit)
+            }
+        }
+    }
+
+    /// Takes over from a predecessor what does not change while the guest runs: the disks. The rest follows in
+    /// ``adoptState(_:_:)``.
+    init(
+        adopting disks: [(String, BackendHandover)], configuration: RunConfiguration, consoleDescription: String,
+        loop: EventLoop, quit: @escaping @Sendable () -> Void
+    ) throws {
+        self.loop = loop
+        self.quit = quit
+        self.consoleDescription = consoleDescription
+        self.disks = try disks.map { ($0.0, try AdoptedBackend.block($0.1)) }
+        lateConsole = LateConsole()
+        lateNetworks = configuration.networks.indices.map { (Self.networkIdentifier($0), LateNetwork()) }
+    }
+
+    /// What the machine gets.
+    package var machineBackends: MachineBackends {
+        var result = MachineBackends(serial: lateConsole ?? console!)
+        for disk in disks { result.blocks[disk.identifier] = disk.backend }
+        for network in networks { result.networks[network.identifier] = network.backend }
+        for network in lateNetworks { result.networks[network.identifier] = network.backend }
+        return result
+    }
+
+    /// Ends everything for good: the terminal is put back, socket paths are removed.
+    package func close() {
+        console?.close()
+        for network in networks { network.backend.close() }
+        for disk in disks { disk.backend.close() }
+    }
+
+    // MARK: Hand-over
+
+    /// The disks, for the successor to build its machine with; the guest may run.
+    func handOverDisks() throws -> [(String, BackendHandover)] {
+        try disks.map { ($0.identifier, try $0.backend.handOver()) }
+    }
+
+    /// Console and networks, with what is in their buffers; the machine is paused.
+    func handOverState() throws -> [(String, BackendHandover)] {
+        var all: [(String, BackendHandover)] = []
+        if let console { all.append(("console", try console.handOver())) }
+        for network in networks { all.append((network.identifier, try network.backend.handOver())) }
+        return all
+    }
+
+    /// The other end of ``handOverState()``. Nothing is touched before the machine's devices resume.
+    func adoptState(_ all: [(String, BackendHandover)]) throws {
+        var rest = Dictionary(all.map { ($0.0, $0.1) }, uniquingKeysWith: { first, _ in first })
+        guard rest.count == all.count, let handover = rest.removeValue(forKey: "console") else {
+            throw Refusal("the console did not come along")
+        }
+        let adopted = try AdoptedBackend.console(handover, loop: loop, quit: quit)
+        console = adopted
+        lateConsole?.adopt(adopted)
+        for late in lateNetworks {
+            guard let handover = rest.removeValue(forKey: late.identifier) else {
+                throw Refusal("\(late.identifier) did not come along")
+            }
+            let backend = try AdoptedBackend.network(handover, loop: loop)
+            networks.append((late.identifier, backend))
+            late.backend.adopt(backend)
+        }
+        guard rest.isEmpty else { throw Refusal("\(rest.keys.sorted().joined(separator: ", ")): no such device here") }
+    }
+
+    // MARK: Opening
+
+    private static func open(_ kind: NetworkConfiguration.Kind, _ loop: EventLoop) throws(BackendError) -> Network {
+        switch kind {
+        case .tap(let name): return try TapBackend(interface: name, loop: loop)
+        case .socket(let path): return try StreamSocketBackend(path: path, loop: loop)
+        case .descriptor(let number):
+            let descriptor = try duplicate(number)
+            let type = (try? descriptor.status())?.type
+            if type == .socket { return StreamSocketBackend(socket: descriptor, loop: loop) }
+            return try TapBackend(descriptor: descriptor, loop: loop)
+        }
+    }
+
+    private static func duplicate(_ number: CInt) throws(BackendError) -> OwnedDescriptor {
+        do { return try OwnedDescriptor.duplicate(of: number) } catch {
+            throw BackendError(errorNumber: error.errno.rawValue, "descriptor \(number): \(error.errno)")
+        }
+    }
+
+    private static func refusing<Result>(_ flag: String, _ body: () throws(BackendError) -> Result) throws(Refusal)
+        -> Result
+    {
+        do { return try body() } catch { throw Refusal("\(flag): \(error.description)") }
+    }
+}
+
+extension RunConfiguration {
+    /// The virtio devices, in the order in which they take slots.
+    var machineDevices: [MachineConfiguration.Device] {
+        var devices: [MachineConfiguration.Device] = []
+        for (index, _) in disks.enumerated() {
+            devices.append(.init(kind: .block, identifier: GuestBackends.diskIdentifier(index)))
+        }
+        for (index, network) in networks.enumerated() {
+            var device = MachineConfiguration.Device(kind: .network, identifier: GuestBackends.networkIdentifier(index))
+            device.macAddress = (network.mac ?? MACAddress(card: index)).bytes
+            devices.append(device)
+        }
+        devices.append(.init(kind: .entropy, identifier: "entropy0"))
+        return devices
+    }
+}

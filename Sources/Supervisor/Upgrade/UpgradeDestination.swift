@@ -1,0 +1,151 @@
+import FoundationEssentials
+import Glibc
+import GuestMemory
+import GuestTime
+import LinuxCalls
+import Machine
+import MigrationChannels
+import MigrationEngine
+import QMPProtocol
+
+/// The process that takes a guest over, as the hand-over's driver sees it.
+final class UpgradeDestination: HandoverReceiver {
+    private let loop: EventLoop
+    private let quit: @Sendable () -> Void
+    /// Set by ``prepare(_:)``.
+    private(set) var supervisor: Supervisor?
+    private(set) var backends: GuestBackends?
+    private var guest: VirtGuest?
+    private var keeper: ProcessKeeper?
+    private var description: UpgradeDescription?
+    private var clockOffset: Int64?
+    private var stateByteCount = 0
+    private let program: String
+
+    /// - Parameter quit: Somebody asked at the console for the guest's end.
+    init(loop: EventLoop, program: String, quit: @escaping @Sendable () -> Void) {
+        self.loop = loop
+        self.program = program
+        self.quit = quit
+    }
+
+    func prepare(_ handover: HandoverDescription) throws {
+        let blobs = try NamedBlobs(handover.configuration)
+        guard let bytes = blobs["description"], let diskBytes = blobs["disks"] else {
+            throw Refusal("the description did not come along")
+        }
+        let description = try UpgradeDescription.decode(bytes)
+        self.description = description
+        var configuration = RunConfiguration()
+        try configuration.apply(description.configuration)
+        try configuration.validate()
+
+        var resources = handover.resources
+        func take(_ name: String) -> OwnedDescriptor? {
+            guard let index = resources.firstIndex(where: { $0.name == name }) else { return nil }
+            return resources.remove(at: index).descriptor
+        }
+        guard let lock = take("run-directory"), let name = configuration.name else {
+            throw Refusal("the run directory's lock did not come along")
+        }
+        let directory = try RunDirectory.adopt(name: name, path: description.runDirectory, lock: lock)
+        if let file = take("keeper") { keeper = try ProcessKeeper(adopting: file) }
+        let backends = try GuestBackends(
+            adopting: try BackendParcel(diskBytes, resources).unpack(), configuration: configuration,
+            consoleDescription: description.consoleDescription, loop: loop, quit: quit)
+        self.backends = backends
+
+        var files: [String: OwnedDescriptor] = [:]
+        for block in handover.blocks {
+            guard let file = block.file else { throw Refusal("RAM block \(block.name) did not come along") }
+            files[block.name] = file
+        }
+        let events = VirtGuest.EventSink()
+        let machine = try VirtMachine(
+            configuration: configuration.machineConfiguration, backends: backends.machineBackends, adopting: files
+        ) { events.observe($0) }
+        guard machine.ramBlocks.map(\.name).sorted() == files.keys.sorted() else {
+            throw Refusal("other RAM blocks came than this machine has: \(files.keys.sorted().joined(separator: ", "))")
+        }
+        for block in machine.ramBlocks {
+            guard block.byteCount == handover.blocks.first(where: { $0.name == block.name })?.byteCount else {
+                throw Refusal("RAM block \(block.name) has another size here")
+            }
+            if let file = block.file { ReceivedMemory.populate(block.mapping, of: file) }
+        }
+        let guest = VirtGuest(machine: machine, events: events)
+        self.guest = guest
+        let supervisor = try Supervisor(
+            loop: loop, guest: guest, configuration: configuration, directory: directory,
+            consoleDescription: description.consoleDescription, runState: .inmigrate)
+        supervisor.upgradeEquipment = UpgradeEquipment(
+            guest: guest, backends: backends, keeper: keeper, program: program)
+        self.supervisor = supervisor
+    }
+
+    func adopt(_ control: HandoverState) throws {
+        guard let supervisor else { throw Refusal("nothing was prepared") }
+        let saved = try JSONDecoder().decode(SavedMonitor.self, from: Data(control.bytes))
+        let qmp = control.resources.filter { $0.name == "qmp" }.map(\.descriptor)
+        let named = control.resources.filter { $0.name == "named" }.map(\.descriptor)
+        let members = control.resources.filter { $0.name == "member" }.map(\.descriptor)
+        guard named.count == saved.named.count, members.count == saved.members.count else {
+            throw Refusal("\(named.count + members.count) descriptors came for the monitor's sets")
+        }
+        try loop.sync {
+            try supervisor.server.adopt(saved.server, descriptors: qmp)
+            for (name, descriptor) in zip(saved.named, named) {
+                try supervisor.descriptorStore.put(descriptor, name: name)
+            }
+            for (member, descriptor) in zip(saved.members, members) {
+                _ = try supervisor.descriptorStore.add(descriptor, set: member.set, opaque: member.opaque)
+            }
+        }
+    }
+
+    func load(_ state: HandoverState) throws {
+        guard let guest, let backends else { throw Refusal("nothing was prepared") }
+        stateByteCount = state.bytes.count
+        let blobs = try NamedBlobs(state.bytes)
+        guard let components = blobs["components"], let backendBytes = blobs["backends"] else {
+            throw Refusal("the guest's state did not come along")
+        }
+        if let clock = blobs["clock"] {
+            guard let offset = integer(bigEndian: clock) else { throw Refusal("the guest's clock is damaged") }
+            clockOffset = offset
+        }
+        try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
+        try SavedComponents.decode(components, into: guest.components)
+        if let clockOffset { guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset) }
+        try guest.finishLoading()
+    }
+
+    func run(_ times: HandoverTimes) throws {
+        guard let guest else { throw Refusal("nothing was prepared") }
+        if let clockOffset {
+            guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset)
+            try guest.resume()
+        }
+    }
+
+    /// What can wait until the guest runs: the world learns who runs it, and the monitor's clients are served again.
+    func settle(_ times: HandoverTimes) throws {
+        guard let supervisor, let guest, let description else { return }
+        keeper?.becomeRunner()
+        try? supervisor.directory.writeProcessIdentifier()
+        ServiceManager.tell(isReady: true)
+        let report = UpgradeReport(
+            times: times, channel: description.channel, reason: description.reason, process: getpid(),
+            stateByteCount: stateByteCount, ramByteCount: guest.ramBlocks.reduce(0) { $0 + $1.byteCount },
+            copiedByteCount: 0)
+        let runState: RunState = clockOffset != nil ? .running : description.runState
+        loop.sync {
+            supervisor.noteArrival(runState)
+            supervisor.server.resume()
+            supervisor.server.answerInherited("x-sidestep-upgrade", .success(report.json))
+            supervisor.server.refuseInherited(
+                QMPError("the guest changed process while this command waited its turn; it was not begun"))
+            supervisor.announce(.migration, ["status": "completed"])
+        }
+    }
+}
