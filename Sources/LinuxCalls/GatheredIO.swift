@@ -86,6 +86,21 @@ package enum GatheredIO {
             isReady: entries.0.revents != 0, isWoken: entries.1.revents != 0, isHungUp: entries.2.revents != 0)
     }
 
+    /// Waits until a file's contents are on the disk. Source: fdatasync(2).
+    package static func synchronise(_ file: OwnedDescriptor) throws(SystemCallError) {
+        _ = try retrying("fdatasync") { fdatasync(file.rawValue) }
+    }
+
+    /// Makes a file so long, cutting off what is behind. Source: ftruncate(2).
+    package static func truncate(_ file: OwnedDescriptor, to byteCount: Int) throws(SystemCallError) {
+        _ = try retrying("ftruncate") { ftruncate(file.rawValue, off_t(byteCount)) }
+    }
+
+    /// Where the next read or write of a file happens. Source: lseek(2).
+    package static func seek(_ file: OwnedDescriptor, to offset: Int) throws(SystemCallError) {
+        _ = try retrying("lseek") { lseek(file.rawValue, off_t(offset), SEEK_SET) }
+    }
+
     /// Asks for larger socket buffers; the kernel gives what its limits allow. Source: socket(7).
     package static func enlargeBuffers(of socket: OwnedDescriptor, byteCount: Int) {
         var value = CInt(clamping: byteCount)

@@ -31,6 +31,9 @@ package struct MigrationConfiguration: Sendable {
     package var runState: String?
     /// How long the destination may take, once everything was sent, to say that it has the guest; 0 waits for ever.
     package var verdictLimitMilliseconds: UInt64 = 0
+    /// Source: after success keep what it takes to take the guest back, until ``MigrationSource/settle(_:)`` says where
+    /// it is. For a hand-over that decides who runs by other means than this stream.
+    package var keepsWayBack = false
     /// Destination: leave the guest paused even if it ran at the source.
     package var staysPaused = false
     /// Destination: parts of the stream's order that old machine types leave out.

@@ -44,19 +44,22 @@ package final class MigrationSource: Sendable {
     package func run() -> MigrationOutcome {
         let driver = SourceDriver(self)
         let outcome = driver.run()
-        if outcome == .undecided { undecided.withLock { $0 = Undecided(driver: driver) } }
+        if outcome == .undecided || (outcome == .guestMoved && configuration.keepsWayBack) {
+            undecided.withLock { $0 = Undecided(driver: driver) }
+        }
         return outcome
     }
 
-    /// What an undecided migration leaves behind: the guest, paused, and what it takes to run it again.
+    /// What an undecided migration, or one that keeps its way back, leaves behind: the guest, paused, and what it takes to run it again.
     private struct Undecided: @unchecked Sendable {
         // SAFETY: the driver's thread has ended; whoever takes it out of the lock is alone with it.
         let driver: SourceDriver
     }
     private let undecided = Mutex<Undecided?>(nil)
 
-    /// After ``MigrationOutcome/undecided``: an operator says where the guest is. `guestStayed` makes its memory whole
-    /// and lets it run on here, which is only right if the destination is dead or never took it.
+    /// After ``MigrationOutcome/undecided``, or with ``MigrationConfiguration/keepsWayBack``: says where the guest is.
+    /// `guestStayed` makes its memory whole and lets it run on here, which is only right if the destination is dead or
+    /// never took it; `guestMoved` lets go.
     package func settle(_ outcome: MigrationOutcome) {
         guard outcome != .undecided, let left = undecided.withLock({ $0.take() }) else { return }
         left.driver.settle(outcome)
@@ -387,8 +390,12 @@ final class SourceDriver {
         try checkOrders()
         try returnPath?.poll()
         try output.flush()
+        if !configuration.has(.returnPath) {
+            do throws(TransportError) { try output.transport.finishSending() } catch {
+                throw error.migrationError(in: .switchover, "finishing")
+            }
+        }
         let sent = now()
-        if !configuration.has(.returnPath) { output.transport.finishSending() }
         owner.report(notify: false) { progress in
             progress.timing.finalPagesNanoseconds = paged - start
             progress.timing.saveNanoseconds = saved - paged
@@ -525,7 +532,7 @@ final class SourceDriver {
             giveBack()
         }
         output.transport.close()
-        if outcome != .undecided { owner.hooks?.end() }
+        if outcome == .guestStayed || (outcome == .guestMoved && !configuration.keepsWayBack) { owner.hooks?.end() }
         let end = now()
         owner.report { progress in
             publishCounts(&progress)

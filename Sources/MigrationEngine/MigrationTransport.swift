@@ -36,8 +36,9 @@ package protocol MigrationTransport: AnyObject, Sendable {
     func receive(
         _ pieces: UnsafeMutableBufferPointer<iovec>, timeoutMilliseconds: Int
     ) throws(TransportError) -> Int?
-    /// No more will be sent; the other end sees the end once it has read everything.
-    func finishSending()
+    /// No more will be sent; the other end sees the end once it has read everything. Throws when what was sent is known
+    /// not to have arrived: a command that failed, a file that cannot be written out.
+    func finishSending() throws(TransportError)
     /// Whatever waits now or later in this transport throws ``TransportError/interrupted``.
     func interrupt()
     /// How long the other end may do nothing; 0 is for ever.

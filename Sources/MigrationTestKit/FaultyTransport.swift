@@ -101,7 +101,7 @@ package final class FaultyTransport: MigrationTransport {
         return count
     }
 
-    package func finishSending() { inner.finishSending() }
+    package func finishSending() throws(TransportError) { try inner.finishSending() }
     package func interrupt() { inner.interrupt() }
     package func setStallLimit(milliseconds: UInt64) { inner.setStallLimit(milliseconds: milliseconds) }
     package func close() { inner.close() }

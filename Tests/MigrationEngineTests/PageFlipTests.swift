@@ -212,7 +212,7 @@ final class RecordingTransport: MigrationTransport {
     func receive(
         _ pieces: UnsafeMutableBufferPointer<iovec>, timeoutMilliseconds: Int
     ) throws(TransportError) -> Int? { nil }
-    func finishSending() {}
+    func finishSending() throws(TransportError) {}
     func interrupt() {}
     func setStallLimit(milliseconds: UInt64) {}
     func close() {}

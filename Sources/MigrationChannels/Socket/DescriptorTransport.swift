@@ -12,7 +12,9 @@ package final class DescriptorTransport: MigrationTransport {
     package let hasReturnPath: Bool
     package let isSocket: Bool
     private let reading: OwnedDescriptor?
-    private let writing: OwnedDescriptor?
+    /// Nil when this end only receives, or has finished sending into a pipe.
+    private let writingEnd: Mutex<OwnedDescriptor?>
+    private var writing: OwnedDescriptor? { writingEnd.withLock { $0 } }
     private let wake: OwnedDescriptor
     private let interrupted = Atomic<Bool>(false)
     private let stallLimitMilliseconds = Atomic<Int>(0)
@@ -25,17 +27,21 @@ package final class DescriptorTransport: MigrationTransport {
     }
     private let passed = Mutex(Passed())
     private let onClose = Mutex<(@Sendable () -> Void)?>(nil)
+    package typealias Finish = @Sendable () throws(SystemCallError) -> Void
+    private let onFinish = Mutex<Finish?>(nil)
 
     /// - Parameters:
     ///   - reading: What to receive from; nil when this end only sends.
     ///   - writing: What to send to; the same object as `reading` for a socket.
+    ///   - onFinish: Called once, when everything was sent; throws if it did not arrive.
     ///   - onClose: Called once, when the channel is given up.
     package init(
-        name: String, reading: OwnedDescriptor?, writing: OwnedDescriptor?, onClose: (@Sendable () -> Void)? = nil
+        name: String, reading: OwnedDescriptor?, writing: OwnedDescriptor?, onFinish: Finish? = nil,
+        onClose: (@Sendable () -> Void)? = nil
     ) throws(SystemCallError) {
         self.name = name
         self.reading = reading
-        self.writing = writing
+        writingEnd = Mutex(writing)
         let isSocket = try reading.map { (descriptor) throws(SystemCallError) in try descriptor.status().type == .socket
         }
         let writesSocket = try writing.map { (descriptor) throws(SystemCallError) in
@@ -45,6 +51,7 @@ package final class DescriptorTransport: MigrationTransport {
         hasReturnPath = reading != nil && writing != nil
         wake = try .event()
         if let onClose { self.onClose.withLock { $0 = onClose } }
+        if let onFinish { self.onFinish.withLock { $0 = onFinish } }
         if !self.isSocket {
             // Sockets are asked per call (MSG_DONTWAIT), so that a shared open file is left as it was.
             GatheredIO.ignorePipeSignal()
@@ -224,10 +231,22 @@ package final class DescriptorTransport: MigrationTransport {
 
     // MARK: The end
 
-    package func finishSending() {
-        guard let writing else { return }
-        if isSocket { StreamSocket.shutDownWriting(writing) }
+    package func finishSending() throws(TransportError) {
+        if isSocket {
+            if let socket { StreamSocket.shutDownWriting(socket) }
+        } else {
+            do throws(SystemCallError) {
+                if let writing, try writing.status().type == .regular { try GatheredIO.synchronise(writing) }
+            } catch { throw .failed(error) }
+            closeWritingEnd()
+        }
+        if let finish = onFinish.withLock({ $0.take() }) {
+            do throws(SystemCallError) { try finish() } catch { throw .failed(error) }
+        }
     }
+
+    /// The reader of a pipe sees the end only when nobody can write any more.
+    private func closeWritingEnd() { writingEnd.withLock { $0 = nil } }
 
     package func interrupt() {
         interrupted.store(true, ordering: .relaxed)
@@ -241,7 +260,7 @@ package final class DescriptorTransport: MigrationTransport {
     package func close() {
         guard !isClosed.exchange(true, ordering: .relaxed) else { return }
         interrupt()
-        if let socket { StreamSocket.shutDown(socket) }
+        if let socket { StreamSocket.shutDown(socket) } else { closeWritingEnd() }
         passed.withLock { $0.descriptors = [] }
         let action = onClose.withLock { $0.take() }
         action?()

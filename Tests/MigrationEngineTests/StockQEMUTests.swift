@@ -1,0 +1,197 @@
+import ComponentState
+import Foundation
+import GuestMemory
+import LinuxCalls
+import MigrationChannels
+import MigrationEngine
+import Synchronization
+import Testing
+
+/// A machine of RAM and a clock, as QEMU's `none`.
+final class EmptyMachine: MigratableGuest {
+    let machineName = "none"
+    let ramBlocks: [RAMBlock]
+    let components: [any StatefulComponent] = [Clock()]
+    private let running = Mutex(false)
+
+    init(byteCount: Int) throws {
+        ramBlocks = [try RAMBlock(name: "ram", byteCount: byteCount, backend: .memfd)]
+    }
+
+    func restartDirtyTracking() {}
+    func setThrottle(percent: Int) {}
+    func pause() { running.withLock { $0 = false } }
+    func resume() { running.withLock { $0 = true } }
+    var isRunning: Bool { running.withLock { $0 } }
+    func finishLoading() {}
+
+    /// Section `timer`: ticks, nothing, clock.
+    final class Clock: StatefulComponent {
+        let sectionName = "timer"
+        let instance: UInt32 = 0
+        let readableVersions: ClosedRange<UInt32> = 2...2
+        let nanoseconds = Mutex<Int64>(0)
+        func sectionVersion(for layout: StateLayout) -> UInt32? { 2 }
+        func codeState(with coder: inout any StateCoder) throws(StateError) {
+            var ticks: Int64 = 0
+            var clock = nanoseconds.withLock { $0 }
+            try coder.int64("cpu_ticks_offset", &ticks)
+            try coder.unused(8)
+            try coder.int64("cpu_clock_offset", &clock)
+            nanoseconds.withLock { $0 = clock }
+        }
+    }
+}
+
+/// A QEMU without a board, driven over its monitor.
+final class EmptyQEMU {
+    static let path = ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-riscv64"].first { (path: String) in
+        FileManager.default.isExecutableFile(atPath: path)
+    }
+    let process: ChildProcess
+    private let monitor: OwnedDescriptor
+    private var buffer: [UInt8] = []
+
+    init(incoming: String? = nil, megabytes: Int = 8) throws {
+        let (near, far) = try StreamSocket.pair()
+        var arguments = [
+            "-S", "-M", "none", "-accel", "tcg", "-m", "\(megabytes)", "-display", "none", "-nodefaults",
+            "-chardev", "socket,id=m,fd=3", "-mon", "chardev=m,mode=control",
+        ]
+        if let incoming { arguments += ["-incoming", incoming] }
+        process = try ChildProcess(path: Self.path!, arguments: arguments, descriptors: [3: far])
+        monitor = near
+        _ = try line()
+        _ = try command("qmp_capabilities")
+    }
+
+    deinit {
+        process.kill()
+        _ = process.wait()
+    }
+
+    private func line() throws -> [String: Any] {
+        while true {
+            if let end = buffer.firstIndex(of: 10) {
+                let object = try JSONSerialization.jsonObject(with: Data(buffer[..<end])) as? [String: Any]
+                buffer.removeFirst(end + 1)
+                return object ?? [:]
+            }
+            var chunk = [UInt8](repeating: 0, count: 4096)
+            let count = try chunk.withUnsafeMutableBytes { try monitor.read(into: $0) }
+            if count == 0 { throw SystemCallError("read", .brokenPipe, subject: "monitor") }
+            buffer += chunk[..<count]
+        }
+    }
+
+    @discardableResult func command(_ name: String, _ arguments: [String: Any] = [:]) throws -> Any {
+        let data = try JSONSerialization.data(withJSONObject: ["execute": name, "arguments": arguments])
+        try monitor.writeAll([UInt8](data) + [10])
+        while true {
+            let answer = try line()
+            if let result = answer["return"] { return result }
+            if let error = answer["error"] { throw Refused(text: "\(error)") }
+        }
+    }
+    struct Refused: Error { let text: String }
+
+    /// Waits until a migration has ended and says how.
+    func waitForMigration() throws -> String {
+        while true {
+            let status = (try command("query-migrate") as? [String: Any])?["status"] as? String ?? "none"
+            if ["completed", "failed", "cancelled"].contains(status) { return status }
+            usleep(2000)
+        }
+    }
+}
+
+@Suite("With a stock QEMU at the other end", .enabled(if: EmptyQEMU.path != nil)) struct StockQEMUTests {
+    static let byteCount = 8 << 20
+
+    static func configuration(returnPath: Bool) -> MigrationConfiguration {
+        var configuration = Rig.configuration
+        configuration.capabilities = returnPath ? [.returnPath] : []
+        configuration.layout = .qemu7_2
+        return configuration
+    }
+
+    static func pattern(_ machine: EmptyMachine) {
+        let words = machine.ramBlocks[0].base.assumingMemoryBound(to: UInt64.self)
+        for page in stride(from: 0, to: byteCount / 4096, by: 3) {
+            for index in 0..<512 { words[page * 512 + index] = UInt64(page) &* 0x1234_5678_9abc &+ UInt64(index) }
+        }
+    }
+
+    @Test("QEMU takes what we send, and we take the same memory back from it", arguments: [true, false])
+    func roundTrip(returnPath: Bool) throws {
+        let directory = try TemporaryDirectory()
+        let there = directory.path + "/there"
+        let back = directory.path + "/back"
+        let machine = try EmptyMachine(byteCount: Self.byteCount)
+        Self.pattern(machine)
+        (machine.components[0] as! EmptyMachine.Clock).nanoseconds.withLock { $0 = 123_456_789 }
+        let qemu = try EmptyQEMU(incoming: "unix:" + there)
+        let source = MigrationSource(
+            guest: machine, transport: try ChannelAddress.unix(path: there).connect(),
+            configuration: Self.configuration(returnPath: returnPath))
+        #expect(source.run() == .guestMoved, "\(String(describing: source.progress.error))")
+        #expect(try qemu.waitForMigration() == "completed")
+
+        // A QEMU that took a guest in sends it on.
+        let twin = try EmptyMachine(byteCount: Self.byteCount)
+        let listener = try ChannelAddress.unix(path: back).listen()
+        try qemu.command(
+            "migrate-set-capabilities",
+            ["capabilities": [["capability": "return-path", "state": returnPath]]])
+        try qemu.command("migrate", ["uri": "unix:" + back])
+        let destination = MigrationDestination(
+            guest: twin, transport: try listener.accept(), configuration: Self.configuration(returnPath: returnPath))
+        #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
+        #expect(try qemu.waitForMigration() == "completed")
+        #expect(memcmp(machine.ramBlocks[0].base, twin.ramBlocks[0].base, Self.byteCount) == 0)
+        #expect(!twin.isRunning)
+    }
+
+    @Test("QEMU restores the file we saved, and we the one it saved")
+    func files() throws {
+        let directory = try TemporaryDirectory()
+        let machine = try EmptyMachine(byteCount: Self.byteCount)
+        Self.pattern(machine)
+        let ours = directory.path + "/ours"
+        let source = MigrationSource(
+            guest: machine, transport: try ChannelAddress.file(path: ours, offset: 0).connect(),
+            configuration: Self.configuration(returnPath: false))
+        #expect(source.run() == .guestMoved)
+        let qemu = try EmptyQEMU(incoming: "exec:cat \(ours)")
+        #expect(try qemu.waitForMigration() == "completed")
+        let theirs = directory.path + "/theirs"
+        try qemu.command("migrate", ["uri": "exec:cat >\(theirs)"])
+        #expect(try qemu.waitForMigration() == "completed")
+        let twin = try EmptyMachine(byteCount: Self.byteCount)
+        let destination = MigrationDestination(
+            guest: twin, transport: try ChannelAddress.file(path: theirs, offset: 0).listen().accept(),
+            configuration: Self.configuration(returnPath: false))
+        #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
+        #expect(memcmp(machine.ramBlocks[0].base, twin.ramBlocks[0].base, Self.byteCount) == 0)
+    }
+
+    @Test("a QEMU refuses a page flip by name before a page moves, and the guest stays")
+    func flip() throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/socket"
+        let qemu = try EmptyQEMU(incoming: "unix:" + path)
+        let machine = try EmptyMachine(byteCount: Self.byteCount)
+        machine.resume()
+        var configuration = Self.configuration(returnPath: true)
+        configuration.capabilities.insert(.unixPageFlipping)
+        let transport = try ChannelAddress.unix(path: path).connect()
+        let source = MigrationSource(
+            guest: machine, transport: transport, configuration: configuration,
+            hooks: PageFlipSource(transport: transport, guest: machine, configuration: configuration))
+        #expect(source.run() == .guestStayed)
+        #expect(source.progress.error?.message.contains("unix-page-flipping") == true)
+        #expect(source.progress.ram.normalPages == 0)
+        #expect(machine.isRunning)
+        withExtendedLifetime(qemu) {}
+    }
+}
