@@ -94,6 +94,13 @@ let package = Package(
             name: "sidestep", dependencies: ["Supervisor", "QMPProtocol", "MigrationStream", "LinuxCalls", arguments],
             swiftSettings: strict),
 
+        // Benchmarks: see Documentation/ and the head of each.
+        .executableTarget(
+            name: "stream-throughput",
+            dependencies: ["GuestMemory", "LinuxCalls", "MigrationEngine", "MigrationChannels", "ComponentState"],
+            path: "Benchmarks/StreamThroughput", swiftSettings: [.swiftLanguageMode(.v6)]),
+        .executableTarget(name: "stream-throughput-c", path: "Benchmarks/StreamThroughputC"),
+
         // Tests.
         library("MigrationTestKit", vocabulary + ["MigrationEngine", "MigrationStream"]),
         library("ProcessTestKit", ["LinuxCalls"]),

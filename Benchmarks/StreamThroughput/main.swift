@@ -45,7 +45,7 @@ func configuration(_ way: Way) -> MigrationConfiguration {
 
 func processorSeconds(_ who: CInt) -> Double {
     var usage = rusage()
-    getrusage(__rusage_who_t(rawValue: UInt32(bitPattern: who)), &usage)
+    getrusage(__rusage_who_t(who), &usage)
     return Double(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec)
         + Double(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6
 }
@@ -66,7 +66,7 @@ func source(_ way: Way, _ byteCount: Int, huge: Bool) throws {
     let guest = try FullGuest(byteCount: byteCount, huge: huge, fills: true)
     let (near, far) = try StreamSocket.pair()
     GatheredIO.enlargeBuffers(of: far, byteCount: 4 << 20)
-    let before = processorSeconds(RUSAGE_SELF.rawValue == 0 ? 0 : 0)
+    let before = processorSeconds(0)
     let child = try ChildProcess(
         path: "/proc/self/exe", arguments: ["destination", way.rawValue, "\(byteCount)", huge ? "2m" : "4k"],
         descriptors: [3: far])
