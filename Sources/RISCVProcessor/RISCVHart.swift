@@ -24,6 +24,8 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     let leaveOperation: OperationPointer
     /// Operations of an instruction that is not kept: see ``uncachedInstruction(at:)``.
     let scratch: OperationPointer
+    /// At most 64. Tests set 1, so that nothing is fused and every instruction is left and entered.
+    var blockInstructionsMax = 64
     /// Which entries of the caches are in use, so that a flush touches only those. One set for each regime: four words
     /// for loads, four for stores.
     let used: Words

@@ -87,6 +87,11 @@ extension RISCVHart {
         { whileWaiting() }
     }
 
+    /// `pause`: this hart waits for another, which may need the processor we run on.
+    func pause() {
+        if map.harts.count > 1 { sched_yield() }
+    }
+
     /// Sleeps as much as the throttle asks, in proportion to the time since the last rest.
     private func rest() {
         let percent = Int64(min(throttlePercent.load(ordering: .relaxed), 99))

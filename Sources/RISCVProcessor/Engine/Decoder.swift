@@ -215,7 +215,13 @@ struct Decoder {
         case 0x0f:
             switch f3 {
             case 0:
-                // pause is a fence without a successor set; all fences here are either a full one or nothing.
+                // fence.tso, pause and fences that order stores before loads run; for the others the order in which a
+                // host of this kind does things is enough.
+                #if arch(x86_64)
+                    let stores = w >> 24 & 5
+                    let loads = w >> 20 & 10
+                    if w != 0x0100_000f && (stores == 0 || loads == 0) { return (Operation(.nop), .plain) }
+                #endif
                 return outOfLine(.fence)
             case 1: return outOfLine(.fenceI, .last)
             case 2:

@@ -486,6 +486,95 @@ extension RISCVHart {
                     ip = raiseIllegal(ip)
                 }
 
+            case .loadPair:
+                let address = ip.a(x) &+ ip.imm.word
+                let second = address &+ ip.imm.upper
+                let entry = Self.entry(t, address)
+                if Self.hits(entry, address, 8) && (address ^ second) & ~0xff8 == 0 {
+                    ip.set(x, Self.load(entry, address, as: UInt64.self))
+                    x[Int(ip.pointee.rs2)] = Self.load(entry, second, as: UInt64.self)
+                    ip += 3
+                } else {
+                    ip += 1
+                }
+            case .storePair:
+                let address = ip.a(x) &+ ip.imm.word
+                let second = address &+ ip.imm.upper
+                let entry = Self.entry(t + Word.storeTLB, address)
+                if Self.hits(entry, address, 8) && (address ^ second) & ~0xff8 == 0 {
+                    Self.store(entry, address, x[Int(ip.pointee.rd)])
+                    Self.store(entry, second, ip.b(x))
+                    ip += 3
+                } else {
+                    ip += 1
+                }
+            case .addLoadDouble:
+                let address = ip.a(x) &+ ip.b(x) &+ ip.imm
+                let entry = Self.entry(t, address)
+                if Self.hits(entry, address, 8) {
+                    ip.set(x, Self.load(entry, address, as: UInt64.self))
+                    ip += 3
+                } else {
+                    ip += 1
+                }
+            case .addLoadWord:
+                let address = ip.a(x) &+ ip.b(x) &+ ip.imm
+                let entry = Self.entry(t, address)
+                if Self.hits(entry, address, 4) {
+                    ip.set(x, UInt64(bitPattern: Int64(Self.load(entry, address, as: Int32.self))))
+                    ip += 3
+                } else {
+                    ip += 1
+                }
+            case .addLoadUnsignedWord:
+                let address = ip.a(x) &+ ip.b(x) &+ ip.imm
+                let entry = Self.entry(t, address)
+                if Self.hits(entry, address, 4) {
+                    ip.set(x, UInt64(Self.load(entry, address, as: UInt32.self)))
+                    ip += 3
+                } else {
+                    ip += 1
+                }
+            case .addLoadByte:
+                let address = ip.a(x) &+ ip.b(x) &+ ip.imm
+                let entry = Self.entry(t, address)
+                if Self.hits(entry, address, 1) {
+                    ip.set(x, UInt64(Self.load(entry, address, as: UInt8.self)))
+                    ip += 3
+                } else {
+                    ip += 1
+                }
+            case .movePair:
+                ip.set(x, ip.a(x))
+                x[Int(truncatingIfNeeded: ip.imm)] = ip.b(x)
+                ip += 1
+            case .shiftPair:
+                ip.set(x, (ip.a(x) &<< ip.imm) &>> (ip.imm &>> 8))
+                ip += 1
+            case .shiftAdd:
+                ip.set(x, (ip.a(x) &<< ip.imm) &+ ip.b(x))
+                ip += 1
+            case .addiBne:
+                let sum = x[Int(ip.pointee.rd)] &+ UInt64(bitPattern: Int64(Int8(bitPattern: ip.pointee.rs1)))
+                ip.set(x, sum)
+                if sum != ip.b(x) {
+                    n &-= ip.idx
+                    ip = ip.target
+                    if n < 0 { ip = endQuantum(at: ip) }
+                } else {
+                    ip += 2
+                }
+            case .addiBeq:
+                let sum = x[Int(ip.pointee.rd)] &+ UInt64(bitPattern: Int64(Int8(bitPattern: ip.pointee.rs1)))
+                ip.set(x, sum)
+                if sum == ip.b(x) {
+                    n &-= ip.idx
+                    ip = ip.target
+                    if n < 0 { ip = endQuantum(at: ip) }
+                } else {
+                    ip += 2
+                }
+
             case .beq:
                 if ip.a(x) == ip.b(x) {
                     n &-= ip.idx
@@ -652,7 +741,11 @@ extension RISCVHart {
     }
 
     @inline(never) private func fence(_ ip: OperationPointer) -> OperationPointer {
-        atomicMemoryFence(ordering: .sequentiallyConsistent)
+        if UInt32(truncatingIfNeeded: ip.imm) == 0x0100_000f {
+            pause()
+        } else {
+            atomicMemoryFence(ordering: .sequentiallyConsistent)
+        }
         return ip + 1
     }
 }

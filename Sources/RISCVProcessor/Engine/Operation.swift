@@ -19,6 +19,10 @@ enum OperationCode: UInt8 {
     case bclr, bext, binv, bset, bclri, bexti, binvi, bseti
     // Memory.
     case lb, lh, lw, ld, lbu, lhu, lwu, sb, sh, sw, sd, flw, fld, fsw, fsd
+    // Two instructions in one. Those that access memory are followed by the two apart, for when the caches do not answer.
+    case loadPair, storePair, addLoadDouble, addLoadWord, addLoadUnsignedWord, addLoadByte
+    case movePair, shiftPair, shiftAdd
+    case addiBne, addiBeq
     // Exits whose target lies in the same page: `imm` is the pointer to the target's first operation.
     case beq, bne, blt, bge, bltu, bgeu, jump, jumpAndLink, goto
     // Exits to another page: `imm` is the displacement (from the page of the block for `gotoFar`).
@@ -84,6 +88,8 @@ extension UnsafeMutablePointer where Pointee == Operation {
 }
 
 extension UInt64 {
+    /// The high 32 bits as a signed number.
+    @inline(__always) var upper: UInt64 { UInt64(bitPattern: Int64(bitPattern: self) >> 32) }
     @inline(__always) var low: UInt32 { UInt32(truncatingIfNeeded: self) }
     @inline(__always) var signed: Int64 { Int64(bitPattern: self) }
     /// The low 32 bits, sign-extended.
