@@ -116,7 +116,7 @@ let package = Package(
         tests(
             "RISCVProcessorTests",
             vocabulary + ["RISCVProcessor", "ProcessorModel", "MigrationStream", "CFloatOracle", "LinuxCalls"]),
-        tests("MachineTests", ["Machine", "DeviceModel", "MigrationStream", "ProcessTestKit"]),
+        tests("MachineTests", vocabulary + ["Machine", "DeviceModel", "MigrationStream", "ProcessTestKit"]),
         tests("MigrationStreamTests", ["MigrationStream"], resources: [.copy("Corpus")]),
         tests("MigrationEngineTests", ["MigrationEngine", "MigrationChannels", "MigrationTestKit", "LinuxCalls"]),
         tests("QMPProtocolTests", ["QMPProtocol"]),

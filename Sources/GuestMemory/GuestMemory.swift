@@ -42,7 +42,14 @@ package struct GuestMemoryError: Error, Hashable, Sendable, CustomStringConverti
 
     /// Gets the region index and page range that a device or the host wrote, so that decoded code is dropped.
     /// Set once, before the guest runs.
-    private let codeWatch = Mutex<(@Sendable (_ region: Int, _ pages: ClosedRange<Int>) -> Void)?>(nil)
+    private let codeWatch = Mutex<CodeWatch?>(nil)
+
+    /// A structure, because a closure that is itself what a mutex holds comes back from every look at it in one more
+    /// wrapping: it is converted on the way out and on the way back in.
+    private struct CodeWatch {
+        let call: @Sendable (_ region: Int, _ pages: ClosedRange<Int>) -> Void
+    }
+
     private let hasCodeWatch = Atomic<Bool>(false)
 
     package init(regions: [MemoryRegion]) {
@@ -54,7 +61,7 @@ package struct GuestMemoryError: Error, Hashable, Sendable, CustomStringConverti
     }
 
     package func setCodeWatch(_ watch: @escaping @Sendable (_ region: Int, _ pages: ClosedRange<Int>) -> Void) {
-        codeWatch.withLock { $0 = watch }
+        codeWatch.withLock { $0 = CodeWatch(call: watch) }
         hasCodeWatch.store(true, ordering: .releasing)
     }
 
@@ -86,7 +93,7 @@ package struct GuestMemoryError: Error, Hashable, Sendable, CustomStringConverti
         let offset = Int(address - regions[index].address)
         regions[index].block.dirty.mark(offset: offset, byteCount: byteCount)
         if hasCodeWatch.load(ordering: .acquiring), let watch = codeWatch.withLock({ $0 }) {
-            watch(index, (offset / guestPageSize)...((offset + byteCount - 1) / guestPageSize))
+            watch.call(index, (offset / guestPageSize)...((offset + byteCount - 1) / guestPageSize))
         }
     }
 

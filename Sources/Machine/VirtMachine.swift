@@ -132,7 +132,7 @@ package final class VirtMachine: Sendable {
         processors = made.map(\.processor)
         for (hart, processor) in processors.enumerated() {
             for (input, kind) in zip(inputs[hart], kinds) {
-                input.connect { level in processor.setInterrupt(kind, level) }
+                input.connect(InterruptLine { level in processor.setInterrupt(kind, level) })
             }
         }
         let gate = ProcessorGate()

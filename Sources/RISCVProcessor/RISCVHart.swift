@@ -111,7 +111,13 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     let publicRetired = Atomic<UInt64>(0)
     let staleFlag = Atomic<Bool>(false)
     let stalePages = Mutex<[Int]>([])
-    let wakeUp = Mutex<(@Sendable () -> Void)?>(nil)
+    /// In a structure: a closure that is itself what a mutex holds gains a wrapping with every look at it.
+    let wakeUp = Mutex<WakeUp?>(nil)
+
+    struct WakeUp {
+        let call: @Sendable () -> Void
+    }
+
     /// What ``hasPendingInterrupt`` needs, published when the hart waits.
     let publicEnabled = Atomic<UInt64>(0)
     let publicPending = Atomic<UInt64>(0)

@@ -117,14 +117,14 @@ extension RISCVHart {
 
     package func kick() {
         requests.bitwiseOr(Request.kick, ordering: .sequentiallyConsistent)
-        wakeUp.withLock { $0 }?()
+        wakeUp.withLock { $0 }?.call()
     }
 
     package func setInterrupt(_ interrupt: ProcessorInterrupt, _ level: Bool) {
         let bit = UInt64(1) << UInt64(interrupt.rawValue)
         if level {
             let old = lines.bitwiseOr(bit, ordering: .sequentiallyConsistent).oldValue
-            if old & bit == 0 { wakeUp.withLock { $0 }?() }
+            if old & bit == 0 { wakeUp.withLock { $0 }?.call() }
         } else {
             lines.bitwiseAnd(~bit, ordering: .sequentiallyConsistent)
         }
@@ -139,7 +139,7 @@ extension RISCVHart {
     }
 
     package func setWakeUp(_ wake: @escaping @Sendable () -> Void) {
-        wakeUp.withLock { $0 = wake }
+        wakeUp.withLock { $0 = WakeUp(call: wake) }
     }
 
     package func restartDirtyTracking() {

@@ -17,7 +17,11 @@ final class ScriptedProcessor: Processor {
     private let lines = Atomic<UInt64>(0)
     private let steps = Atomic<UInt64>(0)
     private let resets = Atomic<Int>(0)
-    private let wakeUp = Mutex<(@Sendable () -> Void)?>(nil)
+    private let wakeUp = Mutex<WakeUp?>(nil)
+    /// See `GuestMemory.CodeWatch`.
+    private struct WakeUp {
+        let call: @Sendable () -> Void
+    }
     /// True while the script runs.
     let isInside = Atomic<Bool>(false)
 
@@ -49,14 +53,14 @@ final class ScriptedProcessor: Processor {
 
     func kick() {
         kicked.store(true, ordering: .sequentiallyConsistent)
-        wakeUp.withLock { $0 }?()
+        wakeUp.withLock { $0 }?.call()
     }
 
     func setInterrupt(_ interrupt: ProcessorInterrupt, _ level: Bool) {
         let bit = UInt64(1) << UInt64(interrupt.rawValue)
         if level {
             lines.bitwiseOr(bit, ordering: .sequentiallyConsistent)
-            wakeUp.withLock { $0 }?()
+            wakeUp.withLock { $0 }?.call()
         } else {
             lines.bitwiseAnd(~bit, ordering: .sequentiallyConsistent)
         }
@@ -70,7 +74,7 @@ final class ScriptedProcessor: Processor {
         // The machine timer is pending from reset on; scripts do not enable it.
         lines.load(ordering: .sequentiallyConsistent) & ~(1 << 7) != 0
     }
-    func setWakeUp(_ wake: @escaping @Sendable () -> Void) { wakeUp.withLock { $0 = wake } }
+    func setWakeUp(_ wake: @escaping @Sendable () -> Void) { wakeUp.withLock { $0 = WakeUp(call: wake) } }
     func restartDirtyTracking() {}
     func setThrottle(percent: Int) {}
     func reset() { resets.wrappingAdd(1, ordering: .relaxed) }

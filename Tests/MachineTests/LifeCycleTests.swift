@@ -1,6 +1,7 @@
 import ComponentState
 import DeviceModel
 import Glibc
+import GuestTime
 import Machine
 import ProcessorModel
 import Synchronization
@@ -126,16 +127,34 @@ import Testing
         #expect(console.text == "abc")
     }
 
+    @Test("lines, wake-ups and memory watches work as well the hundred thousandth time", arguments: [true, false])
+    func manyTimes(isRunning: Bool) throws {
+        let firmware = try ScratchFile([0x6f, 0, 0, 0])  // A jump to itself.
+        var configuration = smallConfiguration()
+        configuration.firmwarePath = firmware.path
+        let machine = try VirtMachine(
+            configuration: configuration, backends: MachineBackends(serial: RecordingConsole()))
+        defer { machine.shutDown() }
+        try machine.loadImages()
+        if isRunning { try machine.start() }
+        for _ in 0..<100_000 {
+            machine.processors[0].setInterrupt(.supervisorExternal, true)
+            machine.processors[0].setInterrupt(.supervisorExternal, false)
+            try machine.memory.write(0x8010_0000, [1])
+        }
+        try machine.pause()
+    }
+
     @Test("a waiting processor wakes at the time it named")
     func wakesInTime() throws {
-        let clock = Mutex<(@Sendable () -> Int64)?>(nil)
+        let clock = Mutex<VirtualClock?>(nil)
         let machine = try machine { _ in
-            let now = clock.withLock { $0 }?() ?? 0
+            let now = clock.withLock { $0 }?.nanoseconds ?? 0
             return .waiting(untilNanoseconds: now + 1_000_000)
         }
         defer { machine.shutDown() }
         let virtual = machine.clock
-        clock.withLock { $0 = { virtual.nanoseconds } }
+        clock.withLock { $0 = virtual }
         try machine.start()
         waitUntil("it woke ten times") { machine.processors[0].retiredInstructions > 10 }
     }

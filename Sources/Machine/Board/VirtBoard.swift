@@ -9,14 +9,14 @@ import Synchronization
 /// An interrupt input whose other end is connected later: processors need the bus, the bus needs the devices, and the
 /// devices need the processors' inputs.
 final class LateLine: Sendable {
-    private let target = Mutex<(@Sendable (Bool) -> Void)?>(nil)
+    private let target = Mutex(InterruptLine.unconnected)
 
-    var line: InterruptLine { InterruptLine { [self] level in target.withLock { $0 }?(level) } }
+    var line: InterruptLine { InterruptLine { [self] level in target.withLock { $0 }.set(level) } }
 
-    func connect(_ target: @escaping @Sendable (Bool) -> Void) { self.target.withLock { $0 = target } }
+    func connect(_ target: InterruptLine) { self.target.withLock { $0 = target } }
 
     /// Leads nowhere again; processors, bus and devices would keep each other alive for ever.
-    func disconnect() { target.withLock { $0 = nil } }
+    func disconnect() { target.withLock { $0 = .unconnected } }
 }
 
 /// The RAM blocks of `virt`, in the order of the block list on the wire.
