@@ -20,6 +20,14 @@ package enum MigrationCapability: String, Hashable, Sendable, CaseIterable {
     /// Page addresses on the unix socket, page contents in a pipe beside it. Ours; both ends must have it.
     case unixPageFlipping = "unix-page-flipping"
 
+    /// The engine does this; the others are known by name and refused.
+    package var isImplemented: Bool {
+        switch self {
+        case .postcopyRAM, .multifd, .mappedRAM, .switchoverAck: false
+        default: true
+        }
+    }
+
     /// Announced in the CONFIGURATION record, so that an end without it refuses by name before anything is at risk.
     package var isAnnounced: Bool {
         switch self {

@@ -49,6 +49,9 @@ package struct MigrationConfiguration: Sendable {
     package func validate() throws(MigrationError) {
         try capabilities.validate()
         try parameters.validate()
+        for capability in capabilities where !capability.isImplemented {
+            throw MigrationError(.invalidConfiguration, in: .setup, "\(capability.rawValue) is not supported")
+        }
         if strategy == .postcopy && !has(.postcopyRAM) {
             throw MigrationError(.invalidConfiguration, in: .setup, "a postcopy requires postcopy-ram")
         }

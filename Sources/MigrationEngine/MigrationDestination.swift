@@ -10,7 +10,6 @@ import Synchronization
 package final class MigrationDestination: Sendable {
     struct Orders: Sendable {
         var isCancelled = false
-        var recoveryTransport: (any MigrationTransport)?
         var transport: any MigrationTransport
     }
 

@@ -10,8 +10,6 @@ package final class MigrationSource: Sendable {
     package struct Orders: Sendable {
         var isCancelled = false
         var continues = false
-        var wantsPostcopy = false
-        var recoveryTransport: (any MigrationTransport)?
         var transport: any MigrationTransport
     }
 
@@ -78,17 +76,6 @@ package final class MigrationSource: Sendable {
     /// Lets a migration with `pause-before-switchover` go on.
     package func continueSwitchover() { orders.update { $0.continues = true } }
 
-    /// Moves the guest after the round that is running, pages follow.
-    package func startPostcopy() { orders.update { $0.wantsPostcopy = true } }
-
-    /// Gives a postcopy that lost its channel another one.
-    package func recover(over transport: any MigrationTransport) {
-        orders.update { orders in
-            orders.recoveryTransport = transport
-            orders.transport = transport
-        }
-    }
-
     func report(notify: Bool = true, _ change: (inout MigrationProgress) -> Void) {
         let copy = current.withLock { progress in
             change(&progress)
@@ -125,7 +112,6 @@ final class SourceDriver {
         options.pausesBeforeSwitchover = configuration.has(.pauseBeforeSwitchover)
         options.expectsVerdict = configuration.has(.returnPath) || owner.ownership != nil
         machine = SourceMachine(options: options)
-        if configuration.strategy == .postcopy { _ = machine.handle(.postcopyRequested) }
         convergence = Convergence(
             parameters: configuration.parameters, autoConverge: configuration.has(.autoConverge))
         bandwidth = BandwidthLimit(
@@ -158,11 +144,8 @@ final class SourceDriver {
                 action = attempt(then: .continued) { () throws(MigrationError) in try waitForContinue() }
             case .sendRemainder:
                 action = attempt(then: .stateSent) { () throws(MigrationError) in try sendRemainder() }
-            case .sendPackage:
-                action = attempt(then: .packageSent) { () throws(MigrationError) in try sendPackage() }
-            case .streamPages:
-                action = attempt(then: .pagesSent) { () throws(MigrationError) in try streamPages() }
-            case .waitForRecovery: action = waitForRecovery()
+            // A configuration with postcopy is refused before anything is sent.
+            case .sendPackage, .streamPages, .waitForRecovery: action = machine.handle(.cancelRequested)
             case .awaitVerdict: action = awaitVerdict()
             case .giveBackGuest: return end(.guestStayed, start)
             case .releaseGuest: return end(.guestMoved, start)
@@ -350,9 +333,6 @@ final class SourceDriver {
 
     private func pauseGuest() throws(MigrationError) {
         try checkOrders()
-        if machine.state == .pausing, let wants = Optional(owner.orders.read { $0.wantsPostcopy }), wants {
-            _ = machine.handle(.postcopyRequested)
-        }
         let start = now()
         pausedAt = start
         do { try owner.guest.pause() } catch {
@@ -583,14 +563,4 @@ final class SourceDriver {
                 .guestFailed, in: phase, "the guest could not be resumed: \(error)", cause: failure)
         }
     }
-
-    // MARK: Postcopy
-
-    private func sendPackage() throws(MigrationError) {
-        throw MigrationError(.invalidConfiguration, in: phase, "postcopy")
-    }
-
-    private func streamPages() throws(MigrationError) {}
-
-    private func waitForRecovery() -> SourceMachine.Action { machine.handle(.cancelRequested) }
 }

@@ -161,6 +161,7 @@ struct Scripted: Error, Sendable {}
             let ends = try rig.ends(
                 configuration,
                 observer: { progress in
+                    rig.writesInEachRound(progress)
                     if progress.status == wanted { reached.update { $0 = true } }
                 })
             if place == 0 { ends.source.cancel() }
@@ -199,7 +200,7 @@ struct Scripted: Error, Sendable {}
     @Test("a destination that hangs is given up after the stall limit, and a cancel breaks any wait")
     func hanging() throws {
         for byLimit in [true, false] {
-            let rig = try Rig(pages: [4000])
+            let rig = try Rig(pages: [8000])
             defer { rig.end() }
             try rig.source.resume()
             var configuration = Rig.configuration
@@ -245,7 +246,7 @@ struct Scripted: Error, Sendable {}
         configuration.parameters.downtimeLimitMilliseconds = 0
         configuration.parameters.throttleTriggerThresholdPercent = 1
         configuration.parameters.roundLimit = 12
-        let ends = try rig.ends(configuration)
+        let ends = try rig.ends(configuration, observer: rig.writesInEachRound)
         #expect(try Rig.run(ends).source == .guestMoved)
         #expect(rig.source.throttleMax.load(ordering: .relaxed) >= 20)
         try rig.destination.pause()

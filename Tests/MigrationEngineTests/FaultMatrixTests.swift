@@ -23,7 +23,7 @@ import Testing
 
     /// One migration with a fault; answers whether the fault happened.
     static func attempt(
-        _ side: Side, _ way: Way, _ fault: FaultyTransport.Fault, pages: [Int] = [2100, 20]
+        _ side: Side, _ way: Way, _ fault: FaultyTransport.Fault, pages: [Int] = [1100, 20]
     ) throws -> Bool {
         let rig = try Rig(script: Rig.script(threads: 1, rate: 20_000), pages: pages)
         defer { rig.end() }

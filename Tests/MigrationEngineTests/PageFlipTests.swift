@@ -18,7 +18,7 @@ import Testing
         let rig = try Rig(backend: backend, destinationBackend: .memfd)
         defer { rig.end() }
         try rig.source.resume()
-        let ends = try rig.flippingEnds(Rig.flipping(strategy))
+        let ends = try rig.flippingEnds(Rig.flipping(strategy), observer: rig.writesInEachRound)
         let outcome = try Rig.run(ends)
         #expect(ends.source.progress.error == nil && ends.destination.progress.error == nil)
         #expect(outcome.source == .guestMoved && outcome.destination == .guestMoved)

@@ -11,7 +11,7 @@ import Testing
         let rig = try Rig(backend: backend)
         defer { rig.end() }
         try rig.source.resume()
-        let ends = try rig.ends()
+        let ends = try rig.ends(observer: rig.writesInEachRound)
         let outcome = try Rig.run(ends)
         #expect(outcome.source == .guestMoved && outcome.destination == .guestMoved)
         #expect(ends.source.progress.error == nil && ends.destination.progress.error == nil)

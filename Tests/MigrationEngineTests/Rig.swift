@@ -36,6 +36,11 @@ final class Rig: Sendable {
         return script
     }
 
+    /// Holds each round open until the guest has written something in it, however loaded the host is.
+    var writesInEachRound: @Sendable (MigrationProgress) -> Void {
+        { [source] progress in if progress.status == .active { _ = source.waitForWrites(20) } }
+    }
+
     func end() {
         source.end()
         destination.end()

@@ -97,11 +97,12 @@ final class EmptyQEMU {
 
     /// Waits until a migration has ended and says how.
     func waitForMigration() throws -> String {
-        while true {
+        for _ in 0..<30_000 {
             let status = (try command("query-migrate") as? [String: Any])?["status"] as? String ?? "none"
             if ["completed", "failed", "cancelled"].contains(status) { return status }
             usleep(2000)
         }
+        return "never ended"
     }
 }
 
