@@ -49,8 +49,8 @@ package final class MigrationSource: Sendable {
     }
 
     /// What an undecided migration, or one that keeps its way back, leaves behind: the guest, paused, and what it takes to run it again.
+    // SAFETY: the driver's thread has ended; whoever takes it out of the lock is alone with it.
     private struct Undecided: @unchecked Sendable {
-        // SAFETY: the driver's thread has ended; whoever takes it out of the lock is alone with it.
         let driver: SourceDriver
     }
     private let undecided = Mutex<Undecided?>(nil)

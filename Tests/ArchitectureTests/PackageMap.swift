@@ -56,6 +56,8 @@ struct PackageMap {
             "StockQEMU", "Supervisor", "sidestep", "ProcessTestKit",
             "PlatformDevices",  // the real-time clock reads the host's wall clock
             "RISCVProcessor",  // memory for decoded code; the sleep of wfi
+            "MigrationEngine",  // gathered pieces (iovec), holes of a memfd, a condition to wait on
+            "MigrationTestKit",  // threads of the scripted guest
         ],
         "Foundation": [], "FoundationEssentials": [], "Dispatch": [],
     ]
