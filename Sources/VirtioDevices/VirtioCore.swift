@@ -116,7 +116,9 @@ package final class VirtioCore: Sendable {
         if state.status & VirtioStatus.driverOK != 0 { raise(&state, VirtioInterrupt.configurationChange) }
     }
 
-    /// Back to the state after power-on; work under way is disowned.
+    /// What a driver gets that writes 0 to the status: almost the state after power-on. Work under way is disowned.
+    ///
+    /// The page size of the legacy interface stays: drivers write it once, before their first reset.
     func reset(_ state: inout VirtioState) {
         var fresh = VirtioState(queues: state.queues)
         for index in fresh.queues.indices { fresh.queues[index].reset() }
@@ -124,6 +126,7 @@ package final class VirtioCore: Sendable {
         fresh.guestPageShift = state.guestPageShift
         fresh.configurationGeneration = state.configurationGeneration &+ 1
         fresh.epoch = state.epoch &+ 1
+        fresh.guestPageShift = state.guestPageShift
         fresh.isQuiesced = state.isQuiesced
         fresh.mustFinish = state.mustFinish
         fresh.isStopping = state.isStopping

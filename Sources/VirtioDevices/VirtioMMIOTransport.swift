@@ -39,7 +39,10 @@ package final class VirtioMMIOTransport: BusDevice {
 
     package func reset() {
         guard let core else { return }
-        core.monitor.withLock { core.reset(&$0) }
+        core.monitor.withLock { state in
+            core.reset(&state)
+            state.guestPageShift = 0
+        }
     }
 
     package func quiesce() { core?.quiesce() }

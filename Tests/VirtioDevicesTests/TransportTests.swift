@@ -110,6 +110,18 @@ import Testing
         #expect(queue.deviceUsedIndex == 1)
     }
 
+    @Test("a legacy driver writes its page size once, before its first reset")
+    func pageSizeSurvivesReset() throws {
+        let machine = try TestMachine(VirtioEntropy(), isLegacy: true)
+        machine.write(0x28, 4096)
+        machine.write(0x70, 0)
+        machine.write(0x3c, 4096)
+        machine.write(0x40, UInt32(ramBase >> 12))
+        #expect(machine.transport.core!.monitor.withLock { $0.queues[0].rings.descriptors } == ramBase)
+        machine.transport.reset()
+        #expect(machine.transport.core!.monitor.withLock { $0.guestPageShift } == 0)
+    }
+
     @Test("acknowledging an interrupt lowers the line")
     func acknowledge() throws {
         let machine = try TestMachine(VirtioEntropy(), isLegacy: true)
