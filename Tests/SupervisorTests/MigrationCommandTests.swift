@@ -125,6 +125,8 @@ extension SupervisorTests {
             let from = try SupervisorFixture(name: "source")
             let source = try from.connect()
             _ = try source.run("cont")
+            try Self.fill(from.guest)
+            _ = try source.run("migrate-set-parameters", ["max-bandwidth": 65536])  // never done before it is cancelled
             #expect(try source.run("migrate_cancel") == [:])
             // Somebody listens and never reads.
             let listener = try StreamSocket.listen(at: .unix(path: from.path + "/deaf.sock"))

@@ -151,6 +151,8 @@ struct MigrationSettings: Sendable {
         result.strategy = strategy
         result.layout = others["x-layout"]?.stringValue.flatMap(StateLayout.init(rawValue:)) ?? .native
         result.uuid = uuid
+        // A destination that has everything and says nothing: after this an operator decides.
+        result.verdictLimitMilliseconds = 30_000
         return result
     }
 }

@@ -1,0 +1,174 @@
+import LinuxCalls
+import ProcessTestKit
+import Testing
+
+/// What `sidestep COMMAND` does with guests that run, each in a process of its own.
+@Suite(
+    "The tool's subcommands", .serialized, .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+    .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"))
+struct ToolRunTests {
+    static let done = ProcessEnd.exited(status: 0)
+
+    @Test("a guest is found by name, inspected, paused, continued and stopped") func lifeCycle() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(name: "one")
+        try guest.wait(for: "tick 2 ", seconds: 60)
+        let list = try run.command(["list"])
+        #expect(list.end == Self.done && list.output.contains("one  ") && list.output.contains("running"))
+        #expect(try run.command(["list", "--format", "json"]).output.contains(#""status": "running""#))
+        let facts = try run.command(["inspect", "one", "--format", "json"])
+        #expect(facts.output.contains(#""memory": "64M""#))
+        #expect(try run.command(["pause", "one"]).end == Self.done)
+        #expect(try run.command(["status", "one"]).output == "one is paused\n")
+        #expect(try run.command(["resume", "one"]).end == Self.done)
+        #expect(try run.command(["qmp", "one", "query-status"]).output.contains(#""running": true"#))
+        #expect(try run.command(["qmp", "one", "nosuch"]).end == .exited(status: 67))
+        #expect(try run.command(["stop", "one"]).end == Self.done)
+        #expect(try guest.waitForEnd(seconds: 30) == Self.done)
+        #expect(try run.command(["list"]).output == "")
+        #expect(try run.command(["pause", "one"]).end == .exited(status: 66))
+    }
+
+    @Test("a name is taken once; what a killed guest leaves behind is cleaned up") func names() throws {
+        let run = try MonitorRun()
+        let first = try run.heartbeat(name: "same")
+        try first.wait(for: "tick 1 ", seconds: 60)
+        let second = try run.heartbeat(name: "same")
+        #expect(try second.waitForEnd(seconds: 30) == .exited(status: 65))
+        #expect(second.errors.text.contains("same"))
+        #expect(try run.command(["kill", "same"]).end == Self.done)
+        _ = try first.waitForEnd(seconds: 30)
+        let third = try run.heartbeat(name: "same")
+        try third.wait(for: "tick 1 ", seconds: 60)
+        #expect(try run.command(["stop", "same"]).end == Self.done)
+    }
+
+    @Test("a guest moves to a waiting process and goes on ticking", arguments: [[], ["--capability", "unix-page-flipping"]])
+    func migrate(more: [String]) throws {
+        let run = try MonitorRun()
+        let uri = "unix:" + run.directory.file("migration.sock")
+        let source = try run.heartbeat(name: "source")
+        try source.wait(for: "tick 5 ", seconds: 60)
+        let destination = try run.heartbeat(["--incoming", "defer"], name: "destination")
+        try Self.waitUntilListed("destination", run)
+        if !more.isEmpty {
+            let capabilities = #"{"capabilities": [{"capability": "unix-page-flipping", "state": true}]}"#
+            #expect(
+                try run.command(["qmp", "destination", "migrate-set-capabilities", capabilities]).end == Self.done)
+        }
+        #expect(try run.command(["qmp", "destination", "migrate-incoming", #"{"uri": "\#(uri)"}"#]).end == Self.done)
+        #expect(try run.command(["check", "source", uri]).end == Self.done)
+        let move = try run.command(["migrate", "source", uri] + more)
+        #expect(move.end == Self.done, "\(move.errors)")
+        #expect(move.output.contains("source has moved"))
+        #expect(try source.waitForEnd(seconds: 30) == Self.done)
+        try destination.wait(for: "tick ", seconds: 30)
+        try destination.type("p")
+        let statistics = try HeartbeatStatistics(destination.wait(for: "stats ", seconds: 30))
+        #expect(statistics.bad == 0 && statistics.rounds > 0)
+        try destination.type("7q")
+        #expect(try destination.waitForEnd(seconds: 30) == .exited(status: 7))
+    }
+
+    @Test("a move to nowhere leaves the guest running and says so by its status") func rolledBack() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(name: "stays")
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let move = try run.command(["migrate", "stays", "unix:/nonexistent/socket"])
+        #expect(move.end == .exited(status: 80))
+        #expect(move.errors.contains("/nonexistent/socket") && move.errors.contains("runs on here"))
+        #expect(try run.command(["check", "stays", "unix:/nonexistent/socket"]).end == .exited(status: 65))
+        #expect(try run.command(["migrate", "stays", "pigeon:home"]).end == .exited(status: 65))
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == Self.done)
+    }
+
+    @Test("a saved guest comes back from its file as it was") func saveAndRestore() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(name: "saved")
+        try guest.wait(for: "tick 10 ", seconds: 60)
+        let file = run.directory.file("guest.stream")
+        let save = try run.command(["save", "saved", file])
+        #expect(save.end == Self.done, "\(save.errors)")
+        #expect(try guest.waitForEnd(seconds: 30) == Self.done)
+        let back = try RunningProgram(
+            Checkout.tool, ["restore", file, "--name", "back"], name: "back", environment: run.environment)
+        try back.wait(for: "tick ", seconds: 30)
+        #expect(!back.output.text.contains("heartbeat harts="))  // it did not start anew
+        try back.type("p")
+        #expect(try HeartbeatStatistics(back.wait(for: "stats ", seconds: 30)).bad == 0)
+        try back.type("q")
+        #expect(try back.waitForEnd(seconds: 30) == Self.done)
+    }
+
+    @Test("a configuration file says what flags say, and inspect's is one") func configurationFile() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(name: "first")
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let facts = try run.command(["qmp", "first", "x-sidestep-inspect"]).output
+        #expect(facts.contains("configuration"))
+        try guest.type("q")
+        _ = try guest.waitForEnd(seconds: 30)
+        let text = #"{"firmware": "\#(Heartbeat.elf)", "memory": "64M", "cpus": 2, "name": "file"}"#
+        let file = try run.directory.write(Array(text.utf8), to: "guest.json")
+        let second = try RunningProgram(
+            Checkout.tool, ["run", "--config", file, "--cpus", "1", "--console", "stdio"], name: "second",
+            environment: run.environment)
+        try second.wait(for: "heartbeat harts=1", seconds: 60)  // flags win
+        try second.type("q")
+        #expect(try second.waitForEnd(seconds: 30) == Self.done)
+        let wrong = try run.directory.write(Array(#"{"memory": 5, "frobnicate": 1}"#.utf8), to: "wrong.json")
+        let refused = try run.command(["run", "--config", wrong])
+        #expect(refused.end == .exited(status: 64) && refused.errors.contains("frobnicate"))
+    }
+
+    @Test("in the background it runs until it is stopped, and a refusal is told") func detached() throws {
+        let run = try MonitorRun()
+        let flags = ["--firmware", Heartbeat.elf, "--memory", "64M", "--detach"]
+        let start = try run.command(["run", "--name", "behind"] + flags)
+        #expect(start.end == Self.done, "\(start.errors)")
+        #expect(start.output == "behind\n")
+        #expect(try run.command(["status", "behind"]).output == "behind is running\n")
+        let again = try run.command(["run", "--name", "behind"] + flags)
+        #expect(again.end == .exited(status: 65) && again.errors.contains("behind"))
+        let wrong = try run.command(["run", "--name", "other", "--firmware", "/nonexistent/firmware", "--detach"])
+        #expect(wrong.end == .exited(status: 65) && wrong.errors.contains("/nonexistent/firmware"))
+        #expect(try run.command(["stop", "behind"]).end == Self.done)
+        #expect(try run.command(["list"]).output == "")
+    }
+
+    @Test("the help of every subcommand is what it was", arguments: HelpText.subcommands)
+    func help(subcommand: String) throws {
+        let run = try MonitorRun()
+        let help = try run.command(["help"] + subcommand.split(separator: " ").map(String.init))
+        #expect(help.end == Self.done)
+        #expect(help.output == (try HelpText.golden(subcommand, now: help.output)))
+    }
+
+    /// Until `sidestep list` shows a guest; it is there once its QMP socket answers.
+    static func waitUntilListed(_ name: String, _ run: MonitorRun) throws {
+        for _ in 0..<600 {
+            if try run.command(["status", name]).end == done { return }
+            _ = try HostTools.run("sleep", ["0.05"])
+        }
+        Issue.record("\(name) does not appear")
+    }
+}
+
+/// Golden help texts in `Tests/Tools/help`. `SIDESTEP_RECORD=1` writes them anew.
+enum HelpText {
+    static let subcommands = [
+        "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "cancel", "check",
+        "save", "restore", "qmp", "completion", "exit-status",
+    ]
+
+    static func golden(_ subcommand: String, now: String) throws -> String {
+        let path = "\(Checkout.root)/Tests/Tools/help/\(subcommand.isEmpty ? "sidestep" : subcommand).txt"
+        if Environment.all["SIDESTEP_RECORD"] != nil {
+            let file = try OwnedDescriptor.open(path, flags: 0o1101, mode: 0o644)  // write, create, truncate
+            try file.writeAll(Array(now.utf8))
+        }
+        return try HostTools.need("cat", [path])
+    }
+}
