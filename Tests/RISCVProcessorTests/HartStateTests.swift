@@ -219,7 +219,7 @@ private struct Recorder: StateCoder {
             return image.store.bytes[offset..<offset + 8].reduce(0) { $0 << 8 | UInt64($1) }
         }
         #expect(try pending(.qemu7_2) == 0x222)
-        #expect(try pending(.qemu10_0) == 0x202)
+        #expect(try pending(.qemu10_0) == 0x222)
         #expect(try pending(.qemu11_1) == 0x202)
         hart.menvcfg = 0
         #expect(try pending(.qemu7_2) == 0x282)
