@@ -119,6 +119,8 @@ extension RISCVHart {
             csrValue = 0
             for index in (0..<8).reversed() { csrValue = csrValue << 8 | UInt64(pmp.configuration(first + index)) }
         case 0x3b0...0x3bf: csrValue = pmp.address(number - 0x3b0)
+        // No triggers: number 0 is selected and its type is 0 (Debug specification 1.0, chapter "Sdtrig").
+        case 0x7a0...0x7a3: csrValue = 0
         case 0xb00: csrValue = mcountinhibit & 1 != 0 ? cycleOffset : retiredNow(ip) &+ cycleOffset
         case 0xb02: csrValue = mcountinhibit & 4 != 0 ? instretOffset : retiredNow(ip) &+ instretOffset
         case 0xb03...0xb1f: csrValue = 0
@@ -201,7 +203,7 @@ extension RISCVHart {
             if changed & 1 != 0 { cycleOffset = value & 1 != 0 ? cycleOffset &+ now : cycleOffset &- now }
             if changed & 4 != 0 { instretOffset = value & 4 != 0 ? instretOffset &+ now : instretOffset &- now }
             mcountinhibit = value & 0xffff_fffd
-        case 0x323...0x33f, 0xb03...0xb1f: break
+        case 0x323...0x33f, 0x7a0...0x7a3, 0xb03...0xb1f: break
         case 0x340: mscratch = value
         case 0x341: mepc = value & pcMask
         case 0x342: mcause = value

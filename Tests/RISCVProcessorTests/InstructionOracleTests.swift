@@ -18,7 +18,8 @@ struct InstructionOracleTests {
     /// CSR numbers that the sweep leaves out.
     ///
     /// Without programmable counters, QEMU 7.2 has none of `mhpmcounter3` to 31 and their selectors; they must be there, if only as zeros.
-    static let excludedRegisters = Set(0xb03...0xb1f).union(0x323...0x33f)
+    /// Its triggers are switched off for the comparison; ours has the registers that say there is no trigger.
+    static let excludedRegisters = Set(0xb03...0xb1f).union(0x323...0x33f).union(0x7a0...0x7a3)
 
     /// Bits of CSRs that are not compared.
     static let ignored: [Int: UInt64] = [

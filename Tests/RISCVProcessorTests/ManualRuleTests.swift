@@ -74,6 +74,16 @@ import Testing
         #expect(outcome.x[6] >> 13 & 3 == 3 && outcome.fcsr == 16)
     }
 
+    @Test("software that looks for triggers finds that there are none")
+    func noTriggers() throws {
+        let outcome = try run { _ in
+            sequence(
+                [Encode.csrw(0x7a0, 5), Encode.csrr(6, 0x7a0), Encode.csrw(0x7a1, 5), Encode.csrr(7, 0x7a1)],
+                x: [5: .max])
+        }
+        #expect(outcome.traps.isEmpty && outcome.x[6] == 0 && outcome.x[7] == 0)
+    }
+
     @Test("pmpaddr holds 54 bits")
     func protectionAddressWidth() throws {
         let outcome = try run { _ in
