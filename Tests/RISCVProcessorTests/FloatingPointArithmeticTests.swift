@@ -1,7 +1,7 @@
 import CFloatOracle
 import Testing
 
-@testable import RISCVProcessor
+import RISCVProcessor
 
 /// How often each comparison with the host's unit is made.
 #if DEBUG

@@ -1,7 +1,7 @@
 import CFloatOracle
 import Testing
 
-@testable import RISCVProcessor
+import RISCVProcessor
 
 #if DEBUG
     private let rounds = 30_000

@@ -1,6 +1,6 @@
 import Testing
 
-@testable import RISCVProcessor
+import RISCVProcessor
 
 private let NV = SoftFloat.Flags.invalid
 private let DZ = SoftFloat.Flags.divideByZero
