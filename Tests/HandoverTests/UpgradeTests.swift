@@ -1,0 +1,283 @@
+import Foundation
+import Glibc
+import LinuxCalls
+import ProcessTestKit
+import Synchronization
+import Testing
+
+/// What `sidestep upgrade --format json` reports.
+private struct Report: Decodable {
+    let process: Int
+    let channel: String
+    let copiedBytes: Int
+    let pauseMicroseconds: Double
+
+    enum CodingKeys: String, CodingKey {
+        case process, channel
+        case copiedBytes = "copied-bytes"
+        case pauseMicroseconds = "pause-us"
+    }
+}
+
+extension MonitorRun {
+    /// Upgrades a guest and answers the report; fails the test when it does not work.
+    fileprivate func upgrade(_ name: String = "guest", _ more: [String] = []) throws -> Report {
+        let result = try command(["upgrade", name, "--format", "json"] + more)
+        try #require(result.end == .exited(status: 0), "\(result.errors)")
+        return try JSONDecoder().decode(Report.self, from: Data(result.output.utf8))
+    }
+}
+
+/// Numbers of the heartbeat's ticks in a console's output, in order.
+private func ticks(in text: String) -> [Int] {
+    text.split(whereSeparator: \.isNewline).compactMap { line in
+        let words = line.split(separator: " ")
+        return words.count == 3 && words[0] == "tick" ? Int(words[1]) : nil
+    }
+}
+
+@Suite(
+    "sidestep upgrade", .serialized, .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+    .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"))
+struct UpgradeTests {
+    @Test("a guest moves twenty times: no byte of memory wrong, no tick lost or repeated", arguments: [1, 4])
+    func heartbeat(harts: Int) throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(["--cpus", "\(harts)"])
+        try guest.wait(for: "tick 3 ", seconds: 60)
+        try guest.type("50t1000d")
+        var processes: Set<Int> = []
+        for _ in 0..<20 {
+            let report = try run.upgrade()
+            #expect(report.channel == "memfd" && report.copiedBytes == 0)
+            processes.insert(report.process)
+            try guest.wait(for: "tick ", seconds: 30)
+        }
+        #expect(processes.count == 20, "each move is to a new process")
+        try guest.type("p")
+        let statistics = try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30))
+        #expect(statistics.bad == 0 && statistics.harts == harts)
+        try guest.type("7q")
+        // The process that was started is still there, and ends as the guest does.
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 7))
+        let seen = ticks(in: guest.output.text)
+        #expect(seen == Array(0..<seen.count), "ticks out of order")
+        #expect(!guest.output.text.contains("BAD"))
+        #expect(guest.errors.text.isEmpty, "\(guest.errors.text)")
+    }
+
+    @Test("clients of the console see every byte once and can type, on both sides of a move")
+    func consoleClients() throws {
+        let run = try MonitorRun()
+        let path = run.directory.path + "/console"
+        let guest = try run.heartbeat(["--console", "unix:\(path)"])
+        let deadline = Date().addingTimeInterval(30)
+        while !FileManager.default.fileExists(atPath: path), Date() < deadline { usleep(10_000) }
+        let client = try StreamSocket.connect(to: .unix(path: path))
+        let transcript = try Transcript(name: "console client", reading: try client.duplicate())
+        try transcript.wait(for: "tick ", seconds: 30)
+        for _ in 0..<5 {
+            _ = try run.upgrade()
+            try transcript.wait(for: "tick ", seconds: 30)
+            try StreamSocket.sendAll(Array("p".utf8), to: client)
+            #expect(try HeartbeatStatistics(transcript.wait(for: "stats ", seconds: 30)).bad == 0)
+        }
+        let seen = ticks(in: transcript.text)
+        #expect(seen.count > 3 && seen == Array(seen[0]..<(seen[0] + seen.count)))
+        // The listener came along too.
+        let second = try StreamSocket.connect(to: .unix(path: path))
+        let secondTranscript = try Transcript(name: "second client", reading: try second.duplicate())
+        try secondTranscript.wait(for: "tick ", seconds: 30)
+        try StreamSocket.sendAll(Array("q".utf8), to: second)
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+        #expect(!FileManager.default.fileExists(atPath: path), "the last runner removes the socket")
+    }
+
+    @Test("a QMP client stays connected, keeps its negotiation and its descriptors, and is told")
+    func qmpClient() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat()
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let socket = try StreamSocket.connect(to: .unix(path: run.directory.path + "/sidestep/guest/qmp.sock"))
+        let transcript = try Transcript(name: "QMP client", reading: try socket.duplicate())
+        try transcript.wait(for: "QMP", seconds: 10)
+        func send(_ text: String, _ descriptors: [OwnedDescriptor] = []) throws {
+            try StreamSocket.sendAll(Array(text.utf8), descriptors: descriptors, to: socket)
+        }
+        try send(#"{"execute": "qmp_capabilities", "id": 1}"#)
+        try transcript.wait(for: #""id": 1"#, seconds: 10)
+        try send(#"{"execute": "getfd", "arguments": {"fdname": "kept"}, "id": 2}"#, [try .event()])
+        try transcript.wait(for: #""id": 2"#, seconds: 10)
+        try send(#"{"execute": "query-st"#)  // half a command crosses
+        usleep(50_000)
+        let report = try run.upgrade()
+        try send(#"atus", "id": 3}"#)
+        #expect(try transcript.wait(for: #""id": 3"#, seconds: 10).contains("running"))
+        #expect(transcript.text.contains("MIGRATION"))
+        try send(#"{"execute": "closefd", "arguments": {"fdname": "kept"}, "id": 4}"#)
+        #expect(try transcript.wait(for: #""id": 4"#, seconds: 10).contains("return"))
+        let pid = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
+        #expect(Int(pid.trimmingCharacters(in: .whitespacesAndNewlines)) == report.process)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+    }
+
+    @Test("the disk image is locked at every moment")
+    func diskLock() throws {
+        let run = try MonitorRun()
+        let image = run.directory.path + "/disk.img"
+        #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20)))
+        let guest = try run.heartbeat(["--disk", "path=\(image)"])
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let isOver = Atomic<Bool>(false)
+        let taken = Atomic<Int>(0)
+        let tries = Atomic<Int>(0)
+        let prober = try HostThread(name: "prober") {
+            while !isOver.load(ordering: .relaxed) {
+                guard let other = try? OwnedDescriptor.open(image, flags: O_RDWR) else { continue }
+                if (try? FileLock.take(.shared, on: other)) == true { taken.add(1, ordering: .relaxed) }
+                tries.add(1, ordering: .relaxed)
+                usleep(20)
+            }
+        }
+        for _ in 0..<5 { _ = try run.upgrade() }
+        isOver.store(true, ordering: .relaxed)
+        prober.join()
+        #expect(tries.load(ordering: .relaxed) > 100)
+        #expect(taken.load(ordering: .relaxed) == 0, "somebody else could lock the image")
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+        let after = try OwnedDescriptor.open(image, flags: O_RDWR)
+        #expect(try FileLock.take(.exclusive, on: after), "nobody holds it afterwards")
+    }
+
+    @Test("what cannot take over is refused, the guest runs on, and the next attempt works")
+    func refused() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat()
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        for (arguments, word) in [
+            (["--binary", "/bin/false"], "ended"), (["--binary", "/bin/cat"], "ended"),
+            (["--binary", "/etc/passwd"], "denied"),
+            (["--binary", "/nonexistent"], "no file"), (["--channel", "pigeon"], "pigeon"),
+        ] {
+            let result = try run.command(["upgrade", "guest"] + arguments)
+            #expect(result.end != .exited(status: 0), "\(arguments)")
+            #expect(result.errors.lowercased().contains(word), "\(arguments): \(result.errors)")
+            #expect(result.errors.split(separator: "\n").count == 1, "one line: \(result.errors)")
+            try guest.wait(for: "tick ", seconds: 30)
+        }
+        #expect(try run.command(["upgrade", "nobody"]).end == .exited(status: 66))
+        _ = try run.upgrade()
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+        let seen = ticks(in: guest.output.text)
+        #expect(seen == Array(0..<seen.count))
+    }
+
+    @Test("anonymous memory has no descriptor: refused with the remedy")
+    func anonymous() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(["--memory-backend", "anonymous"])
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let result = try run.command(["upgrade", "guest"])
+        #expect(result.end == .exited(status: 80) && result.errors.contains("--memory-backend memfd"))
+        try guest.wait(for: "tick ", seconds: 30)
+    }
+
+    @Test("a paused guest arrives paused and goes on when told")
+    func paused() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat()
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        #expect(try run.command(["pause", "guest"]).end == .exited(status: 0))
+        _ = try run.upgrade()
+        #expect(try run.command(["status", "guest"]).output.contains("paused"))
+        guest.output.skipToEnd()
+        #expect(try run.command(["resume", "guest"]).end == .exited(status: 0))
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+        let seen = ticks(in: guest.output.text)
+        #expect(seen == Array(0..<seen.count))
+    }
+
+    @Test("SIGUSR2 to the process does it too")
+    func signal() throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat()
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let file = run.directory.path + "/sidestep/guest/pid"
+        let before = try String(contentsOfFile: file, encoding: .utf8)
+        kill(try #require(pid_t(before.trimmingCharacters(in: .whitespacesAndNewlines))), SIGUSR2)
+        let deadline = Date().addingTimeInterval(30)
+        while (try? String(contentsOfFile: file, encoding: .utf8)) == before, Date() < deadline { usleep(10_000) }
+        #expect(try String(contentsOfFile: file, encoding: .utf8) != before)
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+    }
+
+    @Test("the successor is killed before it took over: the guest runs on", arguments: [1, 3, 6, 8, 9])
+    func successorKilled(step: Int) throws {
+        let run = try MonitorRun()
+        let guest = try run.start(
+            ["--firmware", Heartbeat.elf, "--memory", "64M"], fault: "destination:\(step):kill")
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let result = try run.command(["upgrade", "guest"])
+        #expect(result.end == .exited(status: 80), "\(result.errors)")
+        #expect(result.errors.contains("unharmed"))
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("p")
+        #expect(try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30)).bad == 0)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+        let seen = ticks(in: guest.output.text)
+        #expect(seen == Array(0..<seen.count))
+    }
+
+    @Test(
+        "the old process is killed after its offer: the new one runs the guest, with its console", arguments: [9, 11])
+    func predecessorKilled(step: Int) throws {
+        let run = try MonitorRun()
+        let guest = try run.start(["--firmware", Heartbeat.elf, "--memory", "64M"], fault: "source:\(step):kill")
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        _ = try run.command(["upgrade", "guest"])
+        guest.output.skipToEnd()
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+        let seen = ticks(in: guest.output.text)
+        #expect(seen == Array(0..<seen.count))
+    }
+
+    @Test(
+        "Debian moves while it ticks and keeps its uptime",
+        .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"))
+    func debian() throws {
+        let run = try MonitorRun()
+        let disk = try TestDisk(in: run.directory)
+        let guest = try run.debian(words: "noshell ntick=8", ["--disk", "path=\(disk.path)", "--cpus", "2"])
+        try guest.wait(for: "TICK 1 ", seconds: 120)
+        for tick in 2...5 {
+            _ = try run.upgrade()
+            try guest.wait(for: "TICK \(tick) ", seconds: 60)
+        }
+        #expect(try guest.waitForEnd(seconds: 120) == .exited(status: 0))
+        let seen = guest.output.text.split(whereSeparator: \.isNewline).compactMap { line -> Int? in
+            line.hasPrefix("TICK ") ? Int(line.split(separator: " ")[1]) : nil
+        }
+        #expect(seen == Array(0..<8))
+        #expect(try disk.isClean())
+    }
+}
+
+extension MonitorRun {
+    /// A guest whose process ends or stops itself at a step of the hand-over.
+    fileprivate func start(_ arguments: [String], fault: String) throws -> RunningProgram {
+        try RunningProgram(
+            Checkout.tool, ["run", "--name", "guest", "--console", "stdio"] + arguments, name: "guest",
+            environment: environment.merging(["SIDESTEP_HANDOVER_FAULT": fault]) { $1 }, limitSeconds: 300)
+    }
+}
