@@ -91,7 +91,8 @@ let package = Package(
                 "MigrationEngine", "MigrationChannels", "QMPProtocol", logging,
             ]),
         .executableTarget(
-            name: "sidestep", dependencies: ["Supervisor", "QMPProtocol", "MigrationStream", "LinuxCalls", arguments],
+            name: "sidestep",
+            dependencies: ["GuestMemory", "Supervisor", "QMPProtocol", "MigrationStream", "LinuxCalls", arguments],
             swiftSettings: strict),
 
         // Benchmarks: see Documentation/ and the head of each.
@@ -110,7 +111,8 @@ let package = Package(
         tests("PlatformDevicesTests", ["PlatformDevices", "MigrationStream"]),
         tests(
             "VirtioDevicesTests",
-            vocabulary + ["DeviceModel", "VirtioDevices", "MigrationStream", "LinuxCalls"], resources: [.copy("Corpus")]),
+            vocabulary + ["DeviceModel", "VirtioDevices", "MigrationStream", "LinuxCalls"], resources: [.copy("Corpus")]
+        ),
         tests("HostBackendsTests", ["DeviceModel", "HostBackends", "LinuxCalls"]),
         .target(name: "CFloatOracle", path: "Tests/Support/CFloatOracle"),
         tests(

@@ -6,6 +6,7 @@ package struct DissectedStructure: Hashable, Sendable {
     package var subsections: [DissectedStructure]
 }
 
+/// One field of a section, as the stream's own description names it.
 package struct DissectedField: Hashable, Sendable {
     package enum Value: Hashable, Sendable {
         case unsigned(UInt64)

@@ -45,6 +45,7 @@ package struct MultiFDHello: Hashable, Sendable {
     }
 }
 
+/// Flags of a multifd packet; QEMU: `MULTIFD_FLAG_*`.
 package struct MultiFDFlags: OptionSet, Hashable, Sendable {
     package let rawValue: UInt32
 

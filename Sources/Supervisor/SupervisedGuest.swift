@@ -18,6 +18,7 @@ package protocol SupervisedGuest: MigratableGuest {
     func setEventHandler(_ handler: @escaping @Sendable (GuestEvent) -> Void)
 }
 
+/// What the monitor can tell of one processor of the guest.
 package struct GuestProcessorInformation: Hashable, Sendable {
     package var index: Int
     /// The host's thread, 0 while there is none.

@@ -8,6 +8,8 @@ import Synchronization
 ///
 /// The monitor has one thread, `loop`, and nothing blocks there: what takes time runs on `worker` (stopping processors,
 /// writing files) or on a thread of its own (moving the guest), and comes back to the loop to tell.
+///
+/// SAFETY: what changes is touched on the loop's thread only, or stands behind a lock.
 package final class Supervisor: @unchecked Sendable {
     // SAFETY: mutable members without a lock are touched only on the loop's thread; entry points check it.
 

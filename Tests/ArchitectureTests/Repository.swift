@@ -42,7 +42,7 @@ struct SourceFile: CustomStringConvertible {
 
     /// Module named by a line that imports one.
     static func importedModule(_ line: Substring) -> String? {
-        guard
+        guard line.contains("import "),
             let match = line.firstMatch(
                 of:
                     /^\s*(?:@\w+(?:\([^)]*\))?\s+)*(?:(?:package|public|internal|private|fileprivate)\s+)?import\s+(?:(?:struct|class|enum|protocol|func|var|let|typealias)\s+)?(\w+)/

@@ -12,6 +12,8 @@ struct RepositoryRuleTests {
         for file in try SourceFile.all(below: ["Sources"]) {
             let allowed = try #require(map.dependencies[file.target], "\(file) belongs to no target of Package.swift")
             for module in file.lines.compactMap(SourceFile.importedModule) where module != "Synchronization" {
+                // The errors of LinuxCalls carry SystemPackage's `Errno`.
+                if module == "SystemPackage", allowed.contains("LinuxCalls") { continue }
                 if let users = PackageMap.toolchain[module] {
                     #expect(users.contains(file.target), "\(file) imports \(module)")
                 } else {
@@ -58,8 +60,10 @@ struct RepositoryRuleTests {
         ]
         for file in try SourceFile.all(below: directories, extensions: ["swift", "c", "h", "S", "sh", "md", ""]) {
             for (number, line) in file.lines.enumerated() {
-                // Written so that this line does not find itself.
-                #expect(!line.contains(/\b(?:TO[D]O|FIX[M]E|X[X]X)\b/), "\(file):\(number + 1): \(line)")
+                // Put together so that these lines do not find themselves.
+                for word in ["TO" + "DO", "FIX" + "ME"] {
+                    #expect(!line.contains(word), "\(file):\(number + 1): \(line)")
+                }
             }
         }
     }
@@ -80,7 +84,8 @@ struct RepositoryRuleTests {
         let declaration =
             #/^(?:@\w+(?:\([^)]*\))? )*package (?:final |indirect |nonisolated )*(?:struct|enum|class|protocol|actor)\b/#
         for file in try SourceFile.all(below: ["Sources"]) {
-            for (number, line) in file.lines.enumerated() where line.prefixMatch(of: declaration) != nil {
+            for (number, line) in file.lines.enumerated()
+            where line.contains("package ") && line.prefixMatch(of: declaration) != nil {
                 let before = file.lines[..<number].last { !$0.hasPrefix("@") }
                 #expect(before?.hasPrefix("///") == true, "\(file):\(number + 1): \(line)")
             }
@@ -92,9 +97,9 @@ struct RepositoryRuleTests {
         for file in try SourceFile.all(below: ["Sources"]) {
             for (number, line) in file.lines.enumerated()
             where line.contains(/@unchecked Sendable|nonisolated\(unsafe\)/) && !line.contains(/^\s*\/\//) {
-                let near = file.lines[max(0, number - 6)...number]
+                let near = file.lines[max(0, number - 6)...min(file.lines.count - 1, number + 3)]
                 #expect(
-                    near.contains { $0.contains("SAFETY:") }, "\(file):\(number + 1) needs a SAFETY: comment above it")
+                    near.contains { $0.contains("SAFETY:") }, "\(file):\(number + 1) needs a SAFETY: comment beside it")
             }
         }
     }

@@ -20,6 +20,7 @@ package enum ConfigurationFile {
     }
 }
 
+/// Files that are read at once, up to a limit.
 package enum WholeFile {
     /// Everything that is left in `file`; more than the limit is `EFBIG`.
     package static func read(_ file: OwnedDescriptor, byteCountMax: Int) throws(SystemCallError) -> [UInt8] {

@@ -71,6 +71,7 @@ package struct RunConfiguration: Hashable, Sendable {
 /// Which register layout the virtio-mmio slots have.
 package enum VirtioGeneration: String, Hashable, Sendable, Codable, CaseIterable { case legacy, modern }
 
+/// One `--disk`.
 package struct DiskConfiguration: Hashable, Sendable {
     package var path: String
     package var isReadOnly = false
@@ -96,6 +97,7 @@ package struct DiskConfiguration: Hashable, Sendable {
     }
 }
 
+/// One `--net`.
 package struct NetworkConfiguration: Hashable, Sendable {
     package enum Kind: Hashable, Sendable {
         /// A tap interface by name.
@@ -174,6 +176,7 @@ package struct MACAddress: Hashable, Sendable, CustomStringConvertible {
     }
 }
 
+/// `--console`: where the guest's serial port goes.
 package enum ConsoleConfiguration: Hashable, Sendable {
     case stdio
     /// A listening unix socket; several clients may attach. An empty path is `console.sock` in the run directory.

@@ -6,6 +6,8 @@ import Synchronization
 
 /// The supervisor's migrations, one at a time: out of this process, or into it. Lives on the monitor's thread; the
 /// migration itself has a thread of its own.
+///
+/// SAFETY: every member is touched on the monitor's thread only.
 final class MigrationControl: @unchecked Sendable {
     // SAFETY: mutable members are touched only on the loop's thread; entry points check it.
 

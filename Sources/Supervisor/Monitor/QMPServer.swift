@@ -14,6 +14,8 @@ package protocol QMPCommandExecutor: AnyObject, Sendable {
 ///
 /// Hand-over: ``suspend()`` stops reading, and ``handOver()`` gives what a successor builds its own server from; clients
 /// keep their negotiation, their half-read input and their unsent output. ``resume()`` takes everything back.
+///
+/// SAFETY: every member is touched on the event loop's thread only.
 package final class QMPServer: @unchecked Sendable {
     // SAFETY: every member is touched only on the event loop's thread; entry points check it.
 
