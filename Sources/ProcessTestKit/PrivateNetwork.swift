@@ -7,9 +7,10 @@ package final class PrivateNetwork: Sendable {
 
     /// - Parameter setUp: Shell commands run inside before anything else, each of which must succeed.
     package init(setUp: [String]) throws {
-        let commands = ["ip link set lo up"] + setUp + ["echo ready", "exec sleep 1000"]
+        let commands = ["mount -t sysfs sysfs /sys", "ip link set lo up"] + setUp + ["echo ready", "exec sleep 1000"]
         holder = try RunningProgram(
-            "unshare", ["--net", "sh", "-ec", commands.joined(separator: "\n")], name: "the network's set-up",
+            "unshare", ["--net", "--mount", "sh", "-ec", commands.joined(separator: "\n")],
+            name: "the network's set-up",
             environment: ["PATH": HostTools.searchPath])
         try holder.wait(for: "ready", seconds: 20)
     }
@@ -21,7 +22,7 @@ package final class PrivateNetwork: Sendable {
     ) throws -> RunningProgram {
         let path = program.contains("/") ? program : HostTools.path(of: program) ?? program
         return try RunningProgram(
-            "nsenter", ["--net=/proc/\(holder.process.processIdentifier)/ns/net", "--", path] + arguments,
+            "nsenter", ["--target", "\(holder.process.processIdentifier)", "--net", "--mount", "--", path] + arguments,
             name: name ?? program, environment: environment, limitSeconds: limitSeconds)
     }
 

@@ -41,7 +41,7 @@ struct BadInputTests {
         BadInput("an unknown kind of network", heartbeat + ["--net", "user=1"], usage, names: "user"),
         BadInput("a name that leaves the run directory", heartbeat + ["--name", "../x"], usage, names: "../x"),
         BadInput(
-            "an instruction set that does not exist", heartbeat + ["--isa", "rv64xyz"], refused, names: "rv64xyz"),
+            "an instruction set that does not exist", heartbeat + ["--isa", "rv64xyz"], usage, names: "rv64xyz"),
         BadInput(
             "firmware that is not there", ["--firmware", "/nonexistent/firmware"], refused,
             names: "/nonexistent/firmware"),
@@ -70,7 +70,7 @@ struct BadInputTests {
     }
 
     @Test(
-        "a kernel that is not there, cut short, no RISC-V image, or given too little memory is refused before it runs",
+        "a kernel that is not there, cut within its header, no RISC-V image, or given too little memory is refused before it runs",
         .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"),
         .enabled(if: Requirement.firmware.isMet, "\(Requirement.firmware)"))
     func kernels() throws {
@@ -80,9 +80,9 @@ struct BadInputTests {
         try HostTools.need(
             "sh", ["-ec", "head -c 1000000 \(DebianGuest.image) >\(short); head -c 40 \(short) >\(header)"])
         for (arguments, named) in [
-            (["--kernel", "/nonexistent/Image"], "/nonexistent/Image"), (["--kernel", short], short),
+            (["--kernel", "/nonexistent/Image"], "/nonexistent/Image"),
             (["--kernel", header], header), (["--kernel", "/bin/true"], "/bin/true"),
-            (["--kernel", DebianGuest.image, "--memory", "64M"], "--memory"),
+            (["--kernel", DebianGuest.image, "--memory", "64M"], "96 MiB"),
             (["--kernel", DebianGuest.image, "--initrd", "/nonexistent/initrd"], "/nonexistent/initrd"),
         ] {
             let (end, _, errors) = try run.command(["run"] + arguments)
@@ -130,7 +130,7 @@ struct BadInputTests {
             """
         let (end, output, _) = try HostTools.run("bash", ["-c", script], environment: run.environment, seconds: 60)
         #expect(end == .exited(status: 0))
-        #expect(output.hasPrefix("heartbeat ") && output.hasSuffix("\n0\n"), "\(output)")
+        #expect(output.hasPrefix("heartbeat ") && output.split(whereSeparator: \.isNewline).last == "0", "\(output)")
     }
 
     @Test(
