@@ -124,7 +124,10 @@ let package = Package(
         tests("QMPProtocolTests", ["QMPProtocol"]),
         tests(
             "SupervisorTests",
-            ["Supervisor", "QMPProtocol", "LinuxCalls", "GuestMemory", "ComponentState", "MigrationEngine"]),
+            [
+                "Supervisor", "QMPProtocol", "LinuxCalls", "GuestMemory", "ComponentState", "MigrationEngine",
+                "MigrationStream",
+            ]),
         // Whole processes: the built tool, real guests, real peers.
         tests("MachineRunTests", ["LinuxCalls", "ProcessTestKit"]),
         .executableTarget(

@@ -92,6 +92,38 @@ private struct Walk {
     }
 }
 
+/// What is found does not depend on how the bytes arrive.
+private func analyse(_ bytes: [UInt8]) {
+    func report(_ pieces: Int) -> (StreamReport, StreamError?) {
+        var options = StreamAnalysis.Options()
+        options.trackedRAMByteCountMax = 1 << 30
+        var analysis = StreamAnalysis(options: options, inputByteCount: 64)
+        do throws(StreamError) {
+            var position = 0
+            while position < bytes.count {
+                let end = position + min(pieces, bytes.count - position)
+                analysis.input.append(bytes[position..<end])
+                try analysis.run()
+                position = end
+            }
+            try analysis.run(isFinal: true)
+        } catch { return (analysis.report, error) }
+        return (analysis.report, nil)
+    }
+    let (whole, failure) = report(Int.max / 2)
+    let (pieces, otherFailure) = report(7)
+    guard failure == nil, otherFailure == nil else {
+        precondition(
+            (failure == nil) == (otherFailure == nil),
+            "\(String(describing: failure)), in pieces \(String(describing: otherFailure))")
+        return
+    }
+    precondition(whole == pieces, "another report in pieces")
+    _ = whole.text(showsFields: true)
+    _ = try! DescriptionJSON.parse(whole.json(showsFields: true))
+    precondition(StreamDifference.lines(whole, pieces).isEmpty, "a stream differs from itself")
+}
+
 @_cdecl("LLVMFuzzerTestOneInput")
 public func fuzz(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
     let bytes = unsafe [UInt8](UnsafeBufferPointer(start: start, count: count))
@@ -100,5 +132,6 @@ public func fuzz(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
     var walk = Walk(ram: RAMDecoder(takingAnyBlock: options), stream: bytes)
     var cursor = StreamCursor(bytes, isFinal: true)
     try? walk.run(&cursor, depth: 0)
+    analyse(bytes)
     return 0
 }

@@ -171,62 +171,78 @@ extension DissectedField {
 
 /// Finds where a section without a length ends, when nobody knows its fields.
 package enum SectionSearch {
-    /// Bytes behind a footer that must be at hand (or the end of the stream) before it is judged.
-    static let lookaheadByteCount = 1 + 4 + 256 + 8
+    enum Outcome {
+        /// Bytes from the cursor to the footer.
+        case found(Int)
+        /// Nothing before this distance; more bytes must come to go on.
+        case undecided(Int)
+    }
 
     /// Distance from the cursor to the footer of section `id`: the first place where the footer stands and something
     /// that can follow a section follows.
     /// - Parameters:
-    ///   - distance: How many bytes ahead to begin.
     ///   - knownSections: Ids that a PART or END may name.
-    /// - Returns: Nil when it is not among the bytes at hand.
+    ///   - isFinal: Nothing will follow the bytes at hand.
+    /// - Returns: Nil when it is not among the bytes at hand, or not yet to be told.
     package static func distanceToFooter(
-        of id: UInt32, from cursor: StreamCursor, startingAt distance: Int = 0, knownSections: Set<UInt32>,
-        isFinal: Bool
+        of id: UInt32, from cursor: StreamCursor, knownSections: Set<UInt32>, isFinal: Bool
     ) -> Int? {
-        let footer = [RecordType.sectionFooter.rawValue] + withBigEndianBytes(id)
-        var distance = distance
+        switch search(for: id, from: cursor, startingAt: 0, knownSections: knownSections, isFinal: isFinal) {
+        case .found(let distance): distance
+        case .undecided: nil
+        }
+    }
+
+    /// - Parameter start: How many bytes ahead to begin, as an earlier search said.
+    static func search(
+        for id: UInt32, from cursor: StreamCursor, startingAt start: Int, knownSections: Set<UInt32>, isFinal: Bool
+    ) -> Outcome {
+        let footer =
+            [RecordType.sectionFooter.rawValue] + (0..<4).map { UInt8(truncatingIfNeeded: id >> (24 - 8 * $0)) }
+        var distance = start
         while let found = cursor.firstDistance(of: footer, from: distance) {
             var behind = cursor
-            guard (try? behind.skip(found + footer.count)) != nil else { return nil }
-            if !isFinal && behind.remaining < lookaheadByteCount && !isEnd(behind) { return nil }
-            if canFollow(behind, knownSections) { return found }
+            guard (try? behind.skip(found + footer.count)) != nil else { return .undecided(found) }
+            do throws(StreamError) {
+                if try canFollow(isFinal ? behind.final : behind, knownSections) { return .found(found) }
+            } catch {
+                // Only wanting more bytes is no answer.
+                if error.neededByteCount != nil { return .undecided(found) }
+            }
             distance = found + 1
         }
-        return nil
+        // The footer may have begun already.
+        return .undecided(max(distance, cursor.remaining - footer.count + 1))
     }
 
-    private static func withBigEndianBytes(_ value: UInt32) -> [UInt8] {
-        (0..<4).map { UInt8(truncatingIfNeeded: value >> (24 - 8 * $0)) }
-    }
-
-    private static func isEnd(_ cursor: StreamCursor) -> Bool {
-        (try? cursor.peekByte()) == RecordType.endOfStream.rawValue && cursor.remaining >= 2
-    }
-
-    private static func canFollow(_ cursor: StreamCursor, _ knownSections: Set<UInt32>) -> Bool {
-        var cursor = cursor.final
-        if cursor.isAtEnd { return true }
+    private static func canFollow(_ cursor: StreamCursor, _ knownSections: Set<UInt32>) throws(StreamError) -> Bool {
+        var cursor = cursor
         do throws(StreamError) {
-            guard let type = RecordType(rawValue: try cursor.readInteger(as: UInt8.self)) else { return false }
-            switch type {
-            case .sectionStart, .sectionFull:
-                _ = try cursor.readInteger(as: UInt32.self)
-                let name = try cursor.readShortString()
-                guard name.utf8.allSatisfy({ (0x20..<0x7f).contains($0) }) else { return false }
-                try cursor.skip(8)
-                return true
-            case .sectionPart, .sectionEnd: return knownSections.contains(try cursor.readInteger())
-            case .command:
-                _ = try StreamCommand.decode(from: &cursor)
-                return true
-            case .endOfStream:
-                if cursor.isAtEnd { return true }
-                return try cursor.readInteger(as: UInt8.self) == RecordType.description.rawValue
-            default: return false
-            }
+            _ = try cursor.peekByte()
         } catch {
-            return false
+            if error.reason == .truncated { return true }
+            throw error
+        }
+        guard let type = RecordType(rawValue: try cursor.readInteger(as: UInt8.self)) else { return false }
+        switch type {
+        case .sectionStart, .sectionFull:
+            _ = try cursor.readInteger(as: UInt32.self)
+            let name = try cursor.readShortString()
+            guard name.utf8.allSatisfy({ (0x20..<0x7f).contains($0) }) else { return false }
+            try cursor.skip(8)
+            return true
+        case .sectionPart, .sectionEnd: return knownSections.contains(try cursor.readInteger())
+        case .command:
+            _ = try StreamCommand.decode(from: &cursor)
+            return true
+        case .endOfStream:
+            do throws(StreamError) {
+                return try cursor.readInteger(as: UInt8.self) == RecordType.description.rawValue
+            } catch {
+                if error.reason == .truncated { return true }
+                throw error
+            }
+        default: return false
         }
     }
 }

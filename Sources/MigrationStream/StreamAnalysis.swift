@@ -222,16 +222,18 @@ package struct StreamAnalysis {
         _ header: SectionHeader, _ cursor: inout StreamCursor, isFinal: Bool
     ) throws(StreamError) {
         let start = cursor.offset
-        let found = SectionSearch.distanceToFooter(
-            of: header.id, from: cursor, startingAt: footerSearched, knownSections: Set(reader.knownSections.keys),
+        let outcome = SectionSearch.search(
+            for: header.id, from: cursor, startingAt: footerSearched, knownSections: Set(reader.knownSections.keys),
             isFinal: isFinal)
-        guard let byteCount = found else {
+        let byteCount: Int
+        switch outcome {
+        case .found(let distance): byteCount = distance
+        case .undecided(let distance):
             guard cursor.remaining <= options.limits.deviceSectionByteCount else {
                 throw StreamError(.limitExceeded("section \(header.name)"), at: start)
             }
             if isFinal { throw StreamError(.missingFooter(section: header.id), at: start) }
-            // A footer and what must follow it may lie across the end of what is here.
-            footerSearched = max(footerSearched, cursor.remaining - SectionSearch.lookaheadByteCount - 5)
+            footerSearched = distance
             throw StreamError(.incomplete(needed: 1), at: start)
         }
         guard byteCount <= options.limits.deviceSectionByteCount else {

@@ -65,19 +65,31 @@ package enum StreamDifference {
         return lines
     }
 
-    private static func sectionLines(_ left: StreamReport, _ right: StreamReport) -> [String] {
-        var lines: [String] = []
-        func find(_ section: StreamReport.Section, in report: StreamReport) -> StreamReport.Section? {
-            report.sections.last {
-                $0.header.name == section.header.name && $0.header.instance == section.header.instance
+    /// What stands at the same place of both: the n-th of a key with the n-th of it.
+    private static func pairs<Element, Key: Hashable>(
+        _ left: [Element], _ right: [Element], by key: (Element) -> Key
+    ) -> (both: [(Element, Element)], onlyLeft: [Element], onlyRight: [Element]) {
+        var waiting: [Key: [Int]] = [:]
+        for (index, element) in right.enumerated().reversed() { waiting[key(element), default: []].append(index) }
+        var both: [(Element, Element)] = []
+        var onlyLeft: [Element] = []
+        var taken: Set<Int> = []
+        for element in left {
+            if let index = waiting[key(element)]?.popLast() {
+                both.append((element, right[index]))
+                taken.insert(index)
+            } else {
+                onlyLeft.append(element)
             }
         }
-        for section in left.sections {
+        return (both, onlyLeft, right.indices.filter { !taken.contains($0) }.map { right[$0] })
+    }
+
+    private static func sectionLines(_ left: StreamReport, _ right: StreamReport) -> [String] {
+        var lines: [String] = []
+        let (both, onlyLeft, onlyRight) = pairs(left.sections, right.sections) { sectionName($0) }
+        for (section, other) in both {
             let name = sectionName(section)
-            guard let other = find(section, in: right) else {
-                lines.append("\(name): only in the first")
-                continue
-            }
             if section.header.version != other.header.version {
                 lines.append("\(name): version \(section.header.version), \(other.header.version)")
             }
@@ -89,9 +101,8 @@ package enum StreamDifference {
                 lines.append("\(name): contents differ, fields unknown")
             }
         }
-        for section in right.sections where find(section, in: left) == nil {
-            lines.append("\(sectionName(section)): only in the second")
-        }
+        lines += onlyLeft.map { "\(sectionName($0)): only in the first" }
+        lines += onlyRight.map { "\(sectionName($0)): only in the second" }
         return lines
     }
 
@@ -109,27 +120,18 @@ package enum StreamDifference {
     private static func structureLines(
         _ path: String, _ left: DissectedStructure, _ right: DissectedStructure, into lines: inout [String]
     ) {
-        for field in left.fields {
-            guard let other = right.fields.first(where: { $0.name == field.name && $0.isSameElement(as: field) }) else {
-                lines.append("\(path).\(field.name): only in the first")
-                continue
-            }
-            valueLines("\(path).\(field.name)", field.value, other.value, into: &lines)
+        let fields = pairs(left.fields, right.fields) { $0.fullName }
+        for (field, other) in fields.both {
+            valueLines("\(path).\(field.fullName)", field.value, other.value, into: &lines)
         }
-        for field in right.fields
-        where !left.fields.contains(where: { $0.name == field.name && $0.isSameElement(as: field) }) {
-            lines.append("\(path).\(field.name): only in the second")
-        }
-        for subsection in left.subsections {
-            guard let other = right.subsections.first(where: { $0.name == subsection.name }) else {
-                lines.append("\(path) \(subsection.name): only in the first")
-                continue
-            }
+        lines += fields.onlyLeft.map { "\(path).\($0.fullName): only in the first" }
+        lines += fields.onlyRight.map { "\(path).\($0.fullName): only in the second" }
+        let subsections = pairs(left.subsections, right.subsections) { $0.name }
+        for (subsection, other) in subsections.both {
             structureLines("\(path) \(subsection.name)", subsection, other, into: &lines)
         }
-        for subsection in right.subsections where !left.subsections.contains(where: { $0.name == subsection.name }) {
-            lines.append("\(path) \(subsection.name): only in the second")
-        }
+        lines += subsections.onlyLeft.map { "\(path) \($0.name): only in the first" }
+        lines += subsections.onlyRight.map { "\(path) \($0.name): only in the second" }
     }
 
     private static func valueLines(
@@ -156,7 +158,8 @@ package enum StreamDifference {
 }
 
 extension DissectedField {
-    fileprivate func isSameElement(as other: DissectedField) -> Bool { index == other.index }
+    /// With the number of the element, when elements are described one by one.
+    package var fullName: String { index.map { "\(name)[\($0)]" } ?? name }
 }
 
 extension DissectedField.Value {

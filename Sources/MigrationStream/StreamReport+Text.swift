@@ -83,7 +83,7 @@ extension StreamReport {
     private static func fieldLines(_ structure: DissectedStructure, indent: String) -> [String] {
         var lines: [String] = []
         for field in structure.fields {
-            let name = field.index.map { "\(field.name)[\($0)]" } ?? field.name
+            let name = field.fullName
             switch field.value {
             case .structure(let nested):
                 lines.append("\(indent)\(name): \(nested.name)")
@@ -130,7 +130,7 @@ extension StreamReport {
         }
         func structure(_ content: DissectedStructure) -> DescriptionJSON {
             var members = content.fields.map { field in
-                let name = field.index.map { "\(field.name)[\($0)]" } ?? field.name
+                let name = field.fullName
                 let value: DescriptionJSON =
                     switch field.value {
                     case .unsigned(let value): number(value)

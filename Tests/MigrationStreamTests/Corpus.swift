@@ -24,7 +24,8 @@ enum Corpus {
         "none-7.2", "none-10.0", "none-capabilities-7.2", "none-capabilities-10.0", "virt-7.2", "virt-10.0",
         "virt-2-harts-7.2", "virt-acpi-10.0", "virt-devices-7.2", "virt-devices-10.0", "running-return-path-7.2",
         "running-xbzrle-10.0", "running-multifd-7.2", "running-multifd-10.0", "running-postcopy-7.2",
-        "running-postcopy-10.0", "virt-cpr-10.0-main", "booted-legacy-7.2", "booted-modern-7.2", "booted-legacy-10.0",
+        "running-postcopy-10.0", "virt-cpr-10.0-main", "virt-plain-7.2", "virt-plain-10.0", "booted-plain-7.2",
+        "booted-plain-10.0", "booted-legacy-7.2", "booted-modern-7.2", "booted-legacy-10.0",
         "booted-modern-10.0",
     ]
 

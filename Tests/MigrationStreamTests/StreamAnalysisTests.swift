@@ -122,6 +122,27 @@ struct StreamAnalysisTests {
         #expect(StreamDifference.lines(first, changed) == ["RAM block riscv_virt_board.mrom: 1 pages differ: 0x0"])
     }
 
+    @Test("what looks like a footer is none when a cut-off command follows, however the bytes arrive")
+    func footerLookalike() throws {
+        let writer = StreamWriter()
+        writer.writeHeader()
+        writer.writeConfiguration(StreamConfiguration(machineName: "virt"))
+        for name in ["timer", "timer"] {
+            writer.beginSection(SectionHeader(.full, id: 1, name: name, version: 2))
+            writer.write(Array(name.utf8))
+            writer.writeZeroes(name.count)
+            writer.endSection(id: 1)
+            let ranges = Array(repeating: StreamCommand.DiscardedRange(offset: 0, byteCount: 4096), count: 100)
+            writer.writeCommand(.postcopyDiscard(block: "ram", ranges: ranges))
+        }
+        writer.writeEndOfStream()
+        writer.writeDescription()
+        let whole = try analyse(writer.bytes)
+        #expect(whole.sections.count == 2 && whole.commands.count == 2)
+        for chunk in [1, 7, 100] { #expect(try analyse(writer.bytes, chunk: chunk) == whole) }
+        #expect(StreamDifference.lines(whole, whole).isEmpty)
+    }
+
     @Test("what the stream's words say is in the text")
     func text() throws {
         let report = try analyse(Corpus.bytes("virt-10.0"))
