@@ -135,7 +135,8 @@ final class DestinationDriver {
             }
         guard machine.handle(event) == .abandon, error.code != .channelClosed else { return }
         // The source would find out from the closed channel, but not that it was for a reason.
-        if let output {
+        // A source that was refused before it opened the return path may have sent everything by now, and waits.
+        if let output = output ?? (input.transport.hasReturnPath ? StreamOutput(transport: input.transport) : nil) {
             ReturnPathMessage.shut(status: 1).encode(to: output.writer)
             try? output.flush()
         }
