@@ -160,7 +160,7 @@ struct ToolRunTests {
 enum HelpText {
     static let subcommands = [
         "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "cancel", "check",
-        "save", "restore", "qmp", "completion", "exit-status",
+        "save", "restore", "qmp", "analyze", "completion", "exit-status",
     ]
 
     static func golden(_ subcommand: String, now: String) throws -> String {
