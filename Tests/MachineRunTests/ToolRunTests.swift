@@ -43,7 +43,9 @@ struct ToolRunTests {
         #expect(try run.command(["stop", "same"]).end == Self.done)
     }
 
-    @Test("a guest moves to a waiting process and goes on ticking", arguments: [[], ["--capability", "unix-page-flipping"]])
+    @Test(
+        "a guest moves to a waiting process and goes on ticking",
+        arguments: [[], ["--capability", "unix-page-flipping"]])
     func migrate(more: [String]) throws {
         let run = try MonitorRun()
         let uri = "unix:" + run.directory.file("migration.sock")
@@ -159,7 +161,8 @@ struct ToolRunTests {
 /// Golden help texts in `Tests/Tools/help`. `SIDESTEP_RECORD=1` writes them anew.
 enum HelpText {
     static let subcommands = [
-        "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "cancel", "check",
+        "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "cancel",
+        "check",
         "save", "restore", "qmp", "analyze", "completion", "exit-status",
     ]
 
