@@ -5,7 +5,9 @@ import Testing
 /// The public Python client (PyPI: qemu.qmp) drives our monitor and QEMU's with one script.
 @Suite(
     "The public QMP client", .serialized,
-    .enabled(if: PublicQMPClient.python != nil, "no Python with the package qemu.qmp: python3 -m venv .cache/qmp && .cache/qmp/bin/pip install qemu.qmp"),
+    .enabled(
+        if: PublicQMPClient.python != nil,
+        "no Python with the package qemu.qmp: python3 -m venv .cache/qmp && .cache/qmp/bin/pip install qemu.qmp"),
     .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"))
 struct PublicQMPClientTests {
     @Test(
@@ -29,7 +31,8 @@ struct PublicQMPClientTests {
     }
 
     @Test(
-        "moves a guest between two of QEMU's, by the same script", .enabled(if: Requirement.qemu.isMet, "\(Requirement.qemu)"),
+        "moves a guest between two of QEMU's, by the same script",
+        .enabled(if: Requirement.qemu.isMet, "\(Requirement.qemu)"),
         arguments: [[], ["return-path"]])
     func stock(capabilities: [String]) throws {
         let program = Requirement.qemu10.isMet ? StockQEMUBuild.ten : StockQEMUBuild.installed

@@ -143,7 +143,9 @@ struct ToolRunTests {
     @Test("the help of every subcommand is what it was", arguments: HelpText.subcommands)
     func help(subcommand: String) throws {
         let run = try MonitorRun()
-        let help = try run.command(["help"] + subcommand.split(separator: " ").map(String.init))
+        let help = try HostTools.run(
+            Checkout.tool, ["help"] + subcommand.split(separator: " ").map(String.init),
+            environment: run.environment.merging(["COLUMNS": "80"]) { $1 })
         #expect(help.end == Self.done)
         #expect(help.output == (try HelpText.golden(subcommand, now: help.output)))
     }
