@@ -75,6 +75,9 @@ final class UpgradeDestination: HandoverReceiver {
         }
         let guest = VirtGuest(machine: machine, events: events)
         self.guest = guest
+        // A rehearsal: what loading touches for the first time, it touches now and not in the guest's pause.
+        try SavedComponents.decode(try SavedComponents.encode(guest.components), into: guest.components)
+        try guest.finishLoading()
         let supervisor = try Supervisor(
             loop: loop, guest: guest, configuration: configuration, directory: directory,
             consoleDescription: description.consoleDescription, runState: .inmigrate)
