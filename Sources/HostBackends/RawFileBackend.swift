@@ -6,8 +6,11 @@ import SystemPackage
 
 /// A raw disk image: a file, or a block device, whose bytes are the disk's.
 ///
-/// The image is locked (open-file-description lock, as QEMU takes for its images but over the whole file): alone when it is
+/// An image is locked (open-file-description lock, as QEMU takes for its images but over the whole file): alone when it is
 /// written, together with other readers when it is not. The lock belongs to the open file and crosses with the descriptor.
+///
+/// A guest that comes from stock QEMU brings no descriptor, and QEMU keeps its own lock until it has let go: open with
+/// `isLocking` false and call ``lock()`` before the guest runs. One that goes there needs ``unlock()`` before QEMU runs it.
 package final class RawFileBackend: BlockBackend, TransferableBackend {
     static let kind = "file"
 
@@ -21,30 +24,23 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
     private let canZeroRanges = Atomic<Bool>(true)
 
     /// Opens and locks an image.
+    /// - Parameter isLocking: False leaves the lock to ``lock()``.
     /// - Throws: With a sentence for the user when it cannot be opened, is in use, or is not made of sectors.
-    package convenience init(path: String, isReadOnly: Bool = false) throws(BackendError) {
+    package convenience init(path: String, isReadOnly: Bool = false, isLocking: Bool = true) throws(BackendError) {
         let file = try backendCall("disk image \(path)") { () throws(SystemCallError) in
             try OwnedDescriptor.open(path, flags: isReadOnly ? O_RDONLY : O_RDWR)
         }
-        try self.init(descriptor: file, path: path, isReadOnly: isReadOnly)
+        try self.init(descriptor: file, path: path, isReadOnly: isReadOnly, isLocking: isLocking)
     }
 
     /// Takes an image that somebody else opened, and locks it unless this open file has the lock already.
-    package init(descriptor: OwnedDescriptor, path: String, isReadOnly: Bool) throws(BackendError) {
+    package init(descriptor: OwnedDescriptor, path: String, isReadOnly: Bool, isLocking: Bool = true)
+        throws(BackendError)
+    {
         let image = "disk image \(path)"
         let status = try backendCall(image) { () throws(SystemCallError) in try descriptor.status() }
         guard status.type == .regular || status.type == .blockDevice else {
             throw BackendError(errorNumber: EINVAL, "\(image) is neither a file nor a block device")
-        }
-        let isLocked = try backendCall("cannot lock \(image)") { () throws(SystemCallError) in
-            try FileLock.take(isReadOnly ? .shared : .exclusive, on: descriptor)
-        }
-        guard isLocked else {
-            let holder = LockHolder.describe(device: status.device, inode: status.inode)
-            throw BackendError(
-                errorNumber: EBUSY,
-                "\(image) is in use by \(holder ?? "another process")"
-                    + (isReadOnly ? ", which writes to it" : "; a writable image has one user"))
         }
         byteCount = try backendCall(image) { () throws(SystemCallError) in try descriptor.seekToEnd() }
         guard byteCount > 0, byteCount % 512 == 0 else {
@@ -56,6 +52,27 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
         self.isReadOnly = isReadOnly
         self.path = path
         file = descriptor
+        if isLocking { try lock() }
+    }
+
+    /// Locks the image; does nothing when this open file has the lock.
+    /// - Throws: With the name of who has it, if that can be found out.
+    package func lock() throws(BackendError) {
+        let isLocked = try backendCall("cannot lock disk image \(path)") { () throws(SystemCallError) in
+            try FileLock.take(isReadOnly ? .shared : .exclusive, on: file)
+        }
+        guard !isLocked else { return }
+        let status = try? file.status()
+        let holder = status.flatMap { LockHolder.describe(device: $0.device, inode: $0.inode) }
+        throw BackendError(
+            errorNumber: EBUSY,
+            "disk image \(path) is in use by \(holder ?? "another process")"
+                + (isReadOnly ? ", which writes to it" : "; a writable image has one user"))
+    }
+
+    /// Gives the lock up. The guest must not run until ``lock()``.
+    package func unlock() throws(BackendError) {
+        try backendCall("cannot unlock disk image \(path)") { () throws(SystemCallError) in try FileLock.release(file) }
     }
 
     package convenience init(adopting handover: BackendHandover) throws(BackendError) {

@@ -60,6 +60,20 @@ import Testing
         withExtendedLifetime(readers) {}
     }
 
+    @Test("the lock can be taken late, and given up before another takes the guest")
+    func lateLock() throws {
+        let path = try scratch.file("disk", byteCount: 4096)
+        let first = try RawFileBackend(path: path)
+        let second = try RawFileBackend(path: path, isLocking: false)
+        #expect(message { try second.lock() }.contains("in use"))
+        try first.unlock()
+        try second.lock()
+        try second.lock()
+        #expect(message { try first.lock() }.contains("in use"))
+        try second.unlock()
+        try first.lock()
+    }
+
     @Test("who holds the lock is named")
     func namesHolder() throws {
         let path = try scratch.file("disk", byteCount: 4096)
