@@ -177,9 +177,11 @@ final class SourceDriver {
             if let status = returnPath?.lastWord() {
                 error = MigrationError(
                     .peerRefused, in: error.phase, "the destination reports that it failed (\(status))", cause: error)
-            } else if error.phase == .setup, let names = configuration.announcedCapabilities {
-                error.message += "; does it have the capability \(names.joined(separator: ", "))?"
             }
+        }
+        let isPeersDoing = [.channelClosed, .channelFailed, .peerRefused].contains(error.code)
+        if isPeersDoing, error.phase == .setup, let names = configuration.announcedCapabilities {
+            error.message += "; does it have the capability \(names.joined(separator: ", "))?"
         }
         if failure == nil { failure = error }
         let event: SourceMachine.Event =

@@ -200,7 +200,11 @@ extension SupervisorTests {
                 }
             }
             // Closed sockets are noticed on the loop; wait until it has seen them all.
-            for _ in 0..<5000 where try client.run("x-sidestep-inspect")["clients"] != 1 { usleep(1000) }
+            var polls = 0
+            while polls < 5000, try client.run("x-sidestep-inspect")["clients"] != 1 {
+                usleep(1000)
+                polls += 1
+            }
             #expect(try client.run("x-sidestep-inspect")["clients"] == 1)
         }
 
@@ -217,7 +221,11 @@ extension SupervisorTests {
             }
             // What came with a message stays until the next that brings some, or until the client goes.
             _ = try client.run("query-status", descriptors: [client.socket])
-            for _ in 0..<5000 where try descriptorCount(like: pipe.readEnd) > 2 { usleep(1000) }
+            var polls = 0
+            while polls < 5000, try descriptorCount(like: pipe.readEnd) > 2 {
+                usleep(1000)
+                polls += 1
+            }
             #expect(try descriptorCount(like: pipe.readEnd) == 2)  // our two ends: a pipe is one inode
         }
 
