@@ -51,6 +51,7 @@ final class KeyValueClient: Sendable {
         let server = try startServer()
         defer {
             kill(-server.processIdentifier, SIGKILL)
+            _ = server.wait()
             unlink(path)
         }
         let isOver = Atomic<Bool>(false)
@@ -102,6 +103,7 @@ final class KeyValueClient: Sendable {
         let server = try startServer()
         defer {
             kill(-server.processIdentifier, SIGKILL)
+            _ = server.wait()
             unlink(path)
         }
         let client = try KeyValueClient(path: path)
@@ -131,7 +133,10 @@ final class KeyValueClient: Sendable {
             unlink(path)
         }
         let server = try ChildProcess(path: copy, arguments: [path], newProcessGroup: true)
-        defer { kill(-server.processIdentifier, SIGKILL) }
+        defer {
+            kill(-server.processIdentifier, SIGKILL)
+            _ = server.wait()
+        }
         let client = try KeyValueClient(path: path)
         #expect(client.ask("SET a 1") == "OK")
         // No descriptor left in the server: a socket pair cannot be made.
