@@ -124,6 +124,7 @@ public final class Arrival {
 private final class SubjectAdapter: HandoverSubject {
     private let subject: any Migratable
     private var state: [UInt8] = []
+    private var hasPaused = false
 
     init(_ subject: any Migratable) { self.subject = subject }
 
@@ -133,7 +134,10 @@ private final class SubjectAdapter: HandoverSubject {
             blocks: subject.blocks.map { .init(name: $0.name, byteCount: $0.byteCount, file: $0.file) }, resources: [])
     }
 
-    func pause() throws { state = try subject.pause() }
+    func pause() throws {
+        hasPaused = true
+        state = try subject.pause()
+    }
 
     func save() throws -> HandoverState {
         let resources = try subject.descriptors.sorted { $0.key < $1.key }.map { name, number in
@@ -142,6 +146,11 @@ private final class SubjectAdapter: HandoverSubject {
         return HandoverState(bytes: state, resources: resources)
     }
 
-    func resume() throws { try subject.resume() }
+    func resume() throws {
+        // The driver takes back more than the pause; the program only knows that.
+        guard hasPaused else { return }
+        hasPaused = false
+        try subject.resume()
+    }
     func release() {}
 }

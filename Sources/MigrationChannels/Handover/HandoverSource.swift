@@ -10,7 +10,8 @@ package protocol HandoverSubject: AnyObject {
     func pause() throws
     /// Writes down the state of the paused guest.
     func save() throws -> HandoverState
-    /// Lets everything go on here that was suspended or paused; the destination will not.
+    /// Lets everything go on here that was suspended or paused; the destination will not. The guest may not have been paused
+    /// yet.
     func resume() throws
     /// The guest is the destination's: let go of its memory and descriptors without touching what they stand for.
     func release()

@@ -69,7 +69,8 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
         return HandoverState(bytes: (0..<8).map { UInt8(truncatingIfNeeded: steps >> UInt64($0 * 8)) })
     }
 
-    func resume() throws { try start() }
+    /// Also called when the hand-over failed before the pause.
+    func resume() throws { if !isRunning.load(ordering: .sequentiallyConsistent) { try start() } }
     func release() {}
 
     func prepare(_ description: HandoverDescription) throws {
