@@ -137,15 +137,8 @@ struct UpgradeDescription: Codable {
     var bytes: [UInt8] { (try? JSONEncoder().encode(self)).map { Array($0) } ?? [] }
 }
 
-/// What the monitor keeps besides its sockets: descriptors that clients handed over.
+/// The monitor's clients, and the descriptors that they handed over.
 struct SavedMonitor: Codable {
-    struct SetMember: Codable {
-        var set: Int64
-        var opaque: String?
-    }
-
     var server: QMPServer.Saved
-    /// Names, in the order of their descriptors, which follow the server's.
-    var named: [String]
-    var members: [SetMember]
+    var store: DescriptorStore.Saved
 }

@@ -90,19 +90,10 @@ final class UpgradeDestination: HandoverReceiver {
         guard let supervisor else { throw Refusal("nothing was prepared") }
         let saved = try JSONDecoder().decode(SavedMonitor.self, from: Data(control.bytes))
         let qmp = control.resources.filter { $0.name == "qmp" }.map(\.descriptor)
-        let named = control.resources.filter { $0.name == "named" }.map(\.descriptor)
-        let members = control.resources.filter { $0.name == "member" }.map(\.descriptor)
-        guard named.count == saved.named.count, members.count == saved.members.count else {
-            throw Refusal("\(named.count + members.count) descriptors came for the monitor's sets")
-        }
+        let kept = control.resources.filter { $0.name == "kept" }.map(\.descriptor)
         try loop.sync {
             try supervisor.server.adopt(saved.server, descriptors: qmp)
-            for (name, descriptor) in zip(saved.named, named) {
-                try supervisor.descriptorStore.put(descriptor, name: name)
-            }
-            for (member, descriptor) in zip(saved.members, members) {
-                _ = try supervisor.descriptorStore.add(descriptor, set: member.set, opaque: member.opaque)
-            }
+            supervisor.descriptorStore = try DescriptorStore(adopting: saved.store, descriptors: kept)
         }
     }
 

@@ -70,19 +70,11 @@ final class UpgradeSource: HandoverSubject {
         let supervisor = supervisor
         return try supervisor.loop.sync {
             supervisor.server.suspend()
-            let (saved, descriptors) = supervisor.server.handOver()
-            var monitor = SavedMonitor(server: saved, named: [], members: [])
-            var resources = descriptors.map { NamedDescriptor("qmp", $0) }
-            for (name, descriptor) in supervisor.descriptorStore.named {
-                monitor.named.append(name)
-                resources.append(NamedDescriptor("named", descriptor))
-            }
-            for (set, members) in supervisor.descriptorStore.sets {
-                for member in members {
-                    monitor.members.append(.init(set: set, opaque: member.opaque))
-                    resources.append(NamedDescriptor("member", member.descriptor))
-                }
-            }
+            let (server, sockets) = supervisor.server.handOver()
+            let (store, kept) = supervisor.descriptorStore.handOver()
+            let monitor = SavedMonitor(server: server, store: store)
+            let resources =
+                sockets.map { NamedDescriptor("qmp", $0) } + kept.map { NamedDescriptor("kept", $0) }
             return HandoverState(bytes: Array(try JSONEncoder().encode(monitor)), resources: resources)
         }
     }
