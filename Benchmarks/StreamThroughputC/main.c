@@ -1,5 +1,5 @@
 // The least a page can cost: the system calls of the channels and nothing else, on the same kind of memory.
-//   stream-throughput-c flip|socket MIB 4k|2m     prints GiB/s and CPU seconds per GiB of both processes
+//   stream-throughput-c flip|socket MIB 4k|2m     prints GiB/s, and CPU seconds per GiB of both processes
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -64,7 +64,7 @@ int main(int argc, char **argv) {
     int flip = !strcmp(argv[1], "flip"), huge = !strcmp(argv[3], "2m");
     size_t size = (size_t)atol(argv[2]) << 20;
     char *source = memory(size, huge);
-    for (size_t i = 0; i < size; i += 8) *(uint64_t *)(source + i) = i | 1;
+    for (size_t i = 0; i < size; i += 8) *(uint64_t *)(source + i) = (i / 8) * 0x9e3779b97f4a7c15 | 1;
     int pair[2], ends[2];
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || pipe(ends)) die("socketpair");
     fcntl(ends[1], F_SETPIPE_SZ, 1 << 20);
@@ -73,10 +73,12 @@ int main(int argc, char **argv) {
         setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &big, sizeof big);
         setsockopt(pair[i], SOL_SOCKET, SO_RCVBUF, &big, sizeof big);
     }
-    double start = now();
     pid_t child = fork();
     if (child == 0) {
-        char *target = memory(size, huge);
+        char *target = memory(size, huge), ready = 1;
+        for (size_t i = 0; i < size; i += PAGE) target[i] = 1;
+        write_all(pair[1], &ready, 1);
+        double used = cpu(RUSAGE_SELF);
         for (size_t at = 0; at < size; at += (size_t)RUN * PAGE) {
             if (flip) {
                 uint64_t words[RUN];
@@ -99,10 +101,13 @@ int main(int argc, char **argv) {
                 }
             }
         }
-        char done = 1;
-        write_all(pair[1], &done, 1);
+        used = cpu(RUSAGE_SELF) - used;
+        write_all(pair[1], &used, sizeof used);
         _exit(0);
     }
+    char ready;
+    read_all(pair[0], &ready, 1);
+    double start = now(), used = cpu(RUSAGE_SELF), there;
     for (size_t at = 0; at < size; at += (size_t)RUN * PAGE) {
         uint64_t words[RUN];
         struct iovec pieces[2 * RUN], *piece = pieces;
@@ -130,12 +135,11 @@ int main(int argc, char **argv) {
             }
         }
     }
-    char done;
-    read_all(pair[0], &done, 1);
+    read_all(pair[0], &there, sizeof there);
     double seconds = now() - start;
+    used = cpu(RUSAGE_SELF) - used;
     waitpid(child, NULL, 0);
     double gib = size / (double)(1 << 30);
-    printf("C %s %s: %.2f GiB/s\n", argv[1], argv[3], gib / seconds);
-    (void)cpu;
+    printf("c-%s %s %.3f GiB/s %.3f %.3f s/GiB\n", argv[1], argv[3], gib / seconds, used / gib, there / gib);
     return 0;
 }

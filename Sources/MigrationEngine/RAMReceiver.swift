@@ -10,6 +10,9 @@ package final class RAMReceiver {
     private let hooks: (any DestinationRAMHooks)?
     /// Pages that may hold something other than zeroes: those with contents before, and those received.
     private var mayHoldData: [PageSet]
+    /// Pages that did not come yet, whose contents therefore do not matter; empty while a page's absence has a meaning.
+    private var awaited: [PageSet]
+    private var runReceiver = PageRunReceiver()
     /// Blocks in the order of the source's list.
     package private(set) var listed: [RAMBlock] = []
     package private(set) var hasStarted = false
@@ -40,6 +43,12 @@ package final class RAMReceiver {
                 if !isHole { set.insert(page..<end) }
                 page = end
             }
+            return set
+        }
+        awaited = blocks.map { block in
+            var set = PageSet(pageCount: block.pageCount)
+            // In a postcopy a page that is not here must stay absent.
+            if !configuration.has(.postcopyRAM) { set.insertAll() }
             return set
         }
         for (index, block) in blocks.enumerated() where !isIgnored[index] {
@@ -101,9 +110,9 @@ package final class RAMReceiver {
                 let index = reference.index
                 let destination = unsafe blocks[index].base + Int(offset)
                 let page = Int(offset) / guestPageSize
-                mayHoldData[index].insert(page..<(page &+ 1))
-                progress.normalPages &+= 1
                 if cursor.remaining >= guestPageSize {
+                    took(page..<(page &+ 1), of: index)
+                    progress.normalPages &+= 1
                     do throws(StreamError) {
                         _ = try unsafe cursor.withBytes(guestPageSize) { bytes in
                             unsafe memcpy(destination, bytes.baseAddress!, guestPageSize)
@@ -112,7 +121,7 @@ package final class RAMReceiver {
                 } else {
                     input.buffer.consume(to: cursor)
                     cursor = StreamCursor([])
-                    try unsafe input.read(guestPageSize, into: destination)
+                    try receivePages(reference, page, from: input)
                     cursor = input.buffer.cursor(isFinal: input.isAtEnd)
                 }
             case .filledPage(let reference, let offset, let byte):
@@ -132,7 +141,7 @@ package final class RAMReceiver {
                 cursor = input.buffer.cursor(isFinal: input.isAtEnd)
             case .flippedPage(let reference, let offset):
                 let page = Int(offset) / guestPageSize
-                mayHoldData[reference.index].insert(page..<(page &+ 1))
+                took(page..<(page &+ 1), of: reference.index)
                 progress.normalPages &+= 1
                 if var run = flipped, run.reference == reference, run.pages.upperBound == page {
                     run.pages = run.pages.lowerBound..<(page + 1)
@@ -149,6 +158,36 @@ package final class RAMReceiver {
                 cursor = input.buffer.cursor(isFinal: input.isAtEnd)
             case .multifdFlush:
                 break
+            }
+        }
+    }
+
+    private func took(_ pages: Range<Int>, of index: Int) {
+        mayHoldData[index].insert(pages)
+        awaited[index].remove(pages)
+    }
+
+    /// A page whose contents are not all in the buffer, and those that follow it in one piece.
+    private func receivePages(
+        _ reference: BlockReference, _ page: Int, from input: StreamInput
+    ) throws(MigrationError) {
+        let index = reference.index
+        let end = min(blocks[index].pageCount, Int(clamping: decoder.byteCount(of: reference)) / guestPageSize)
+        var predictable = 0
+        if let run = awaited[index].run(from: page + 1, limit: end - page), run.lowerBound == page + 1 {
+            predictable = min(run.upperBound, end) - run.lowerBound
+        }
+        let outcome = try runReceiver.receive(blocks[index], page: page, predictable: predictable, from: input)
+        took(page..<(page + outcome.pageCount), of: index)
+        progress.normalPages &+= UInt64(outcome.pageCount)
+        var wrong = outcome.misplaced
+        while let page = wrong.popFirst() {
+            let pages = page..<(page + 1)
+            if mayHoldData[index].contains(page) {
+                unsafe memset(blocks[index].base + page * guestPageSize, 0, guestPageSize)
+            } else if (try? blocks[index].free(offset: page * guestPageSize, byteCount: guestPageSize)) == nil {
+                unsafe memset(blocks[index].base + page * guestPageSize, 0, guestPageSize)
+                mayHoldData[index].insert(pages)
             }
         }
     }
@@ -170,7 +209,7 @@ package final class RAMReceiver {
                 return
             }
         }
-        mayHoldData[index].insert(page..<(page + 1))
+        took(page..<(page + 1), of: index)
         unsafe memset(destination, Int32(byte), guestPageSize)
     }
 
@@ -181,7 +220,7 @@ package final class RAMReceiver {
             try cursor.readBytes(byteCount)
         }
         let block = blocks[reference.index]
-        mayHoldData[reference.index].insert((offset / guestPageSize)..<(offset / guestPageSize + 1))
+        took((offset / guestPageSize)..<(offset / guestPageSize + 1), of: reference.index)
         progress.normalPages &+= 1
         let page = unsafe UnsafeMutableRawBufferPointer(start: block.base + offset, count: guestPageSize)
         var refusal: XBZRLE.DecodingError?

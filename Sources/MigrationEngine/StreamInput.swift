@@ -84,6 +84,19 @@ package import MigrationStream
         }
     }
 
+    /// One receive into several pieces, past the buffer, which is empty; 0 is the end. The caller tells the buffer what of
+    /// it was consumed.
+    func receive(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(MigrationError) -> Int {
+        do throws(TransportError) {
+            let count = try unsafe transport.receive(pieces)
+            if count == 0 { isAtEnd = true }
+            receivedByteCount += UInt64(count)
+            return count
+        } catch {
+            throw error.migrationError(in: phase, "receiving pages")
+        }
+    }
+
     /// Reads exactly `byteCount` bytes to where they belong.
     package func read(_ byteCount: Int, into destination: UnsafeMutableRawPointer) throws(MigrationError) {
         var done = unsafe buffer.take(byteCount, into: destination)
