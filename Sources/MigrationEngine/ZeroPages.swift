@@ -22,20 +22,31 @@ func isZero(_ pointer: UnsafeRawPointer, byteCount: Int) -> Bool {
     return true
 }
 
-/// Where a block's file has contents. A page in a hole is zero and need not be touched, which would fill it.
-/// Answers stay true while pages written later are marked dirty; forget them whenever dirty pages are taken.
+/// Where a block has contents. A page in a hole of its file, or one of private memory that nobody ever wrote, is zero and
+/// need not be touched, which would fill it. Answers stay true while pages written later are marked dirty; forget them
+/// whenever dirty pages are taken.
 struct DataMap {
-    private let file: CInt
+    private enum Source {
+        case file(CInt)
+        /// /proc/self/pagemap, and the number of the block's first page there.
+        case pageMap(PageMapFile, firstPage: Int)
+    }
+    private let source: Source
     private let byteCount: Int
     /// What is known: a hole before `dataStart`, contents up to `dataEnd`.
     private var knownFrom = 0
     private var dataStart = 0
     private var dataEnd = 0
 
-    /// Nil when the block has no file to ask.
+    /// Nil when there is nobody to ask.
     init?(_ block: RAMBlock) {
-        guard let file = block.file, block.isWhole else { return nil }
-        self.file = file.rawValue
+        guard block.isWhole else { return nil }
+        if let file = block.file {
+            source = .file(file.rawValue)
+        } else {
+            guard sysconf(CInt(_SC_PAGESIZE)) == guestPageSize, let file = PageMapFile() else { return nil }
+            source = unsafe .pageMap(file, firstPage: Int(bitPattern: block.base) / guestPageSize)
+        }
         byteCount = block.byteCount
         forget()
     }
@@ -49,6 +60,12 @@ struct DataMap {
     /// How many pages from `page` on are alike, and whether they are holes.
     mutating func extent(at page: Int) -> (isHole: Bool, pageCount: Int) {
         let offset = page * guestPageSize
+        let file: CInt
+        switch source {
+        case .file(let descriptor): file = descriptor
+        case .pageMap(let map, let firstPage):
+            return map.extent(at: firstPage + page, limit: byteCount / guestPageSize - page)
+        }
         if offset < knownFrom || offset >= dataEnd {
             let start = lseek(file, off_t(offset), 3)  // SEEK_DATA
             guard start >= 0 else {
@@ -63,5 +80,33 @@ struct DataMap {
         }
         if offset < dataStart { return (true, (dataStart - offset) / guestPageSize) }
         return (false, max(1, (dataEnd - offset) / guestPageSize))
+    }
+}
+
+/// Which pages of this process exist. Source: the kernel's admin-guide/mm/pagemap; its flags need no privileges.
+private final class PageMapFile {
+    /// Present, or swapped out.
+    private static let exists: UInt64 = 1 << 63 | 1 << 62
+    private let descriptor: CInt
+    private var entries = [UInt64](repeating: 0, count: 512)
+
+    init?() {
+        descriptor = unsafe open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return nil }
+    }
+
+    deinit { close(descriptor) }
+
+    /// How many of at most `limit` pages from `page` on are alike, and whether nobody ever wrote them.
+    func extent(at page: Int, limit: Int) -> (isHole: Bool, pageCount: Int) {
+        let wanted = min(limit, entries.count)
+        let got = unsafe entries.withUnsafeMutableBytes { buffer in
+            unsafe pread(descriptor, buffer.baseAddress!, wanted * 8, off_t(page * 8)) / 8
+        }
+        guard got > 0 else { return (false, wanted) }
+        let isHole = entries[0] & Self.exists == 0
+        var count = 1
+        while count < got, (entries[count] & Self.exists == 0) == isHole { count += 1 }
+        return (isHole, count)
     }
 }

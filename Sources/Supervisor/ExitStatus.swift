@@ -25,6 +25,8 @@ package enum ExitStatus: Int32, Error, Hashable, Sendable, CaseIterable {
     case undecided = 83
     /// An incoming guest did not arrive; nothing ran here.
     case incomingFailed = 84
+    /// Of several guests some moved and some did not; those run on at the source.
+    case partlyRolledBack = 85
 
     package var meaning: String {
         switch self {
@@ -39,6 +41,7 @@ package enum ExitStatus: Int32, Error, Hashable, Sendable, CaseIterable {
         case .lost: "the guest is gone"
         case .cancelled: "the move was cancelled; the guest runs on at the source"
         case .undecided: "the move neither ended nor failed within the limit"
+        case .partlyRolledBack: "of several guests some moved; the others run on at the source"
         case .incomingFailed: "the incoming guest did not arrive; nothing ran here"
         }
     }

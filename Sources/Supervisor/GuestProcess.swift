@@ -50,6 +50,7 @@ package enum GuestProcess {
                 loop: loop, program: program, quit: { quitRequest.request(bySignal: false) })
             var destination = HandoverDestination(
                 socket: socket, program: "\(Product.name) \(Product.version)",
+                channels: UpgradeChannel.allCases.filter { $0 != .auto }.map(\.rawValue),
                 atStep: HandoverFault.order(for: "destination"))
             switch destination.run(successor) {
             case .notOurs(let error, _):

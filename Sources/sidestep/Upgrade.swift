@@ -16,61 +16,96 @@ struct Adopt: ParsableCommand {
 
 struct Upgrade: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Move a running guest to a new process.",
+        abstract: "Move a running guest, or all of them, to a new process.",
         discussion: """
             Starts the new program beside the old one, hands the guest over with its memory, console, disks and \
-            connections, and ends the old process. The guest pauses for less than a millisecond. If anything goes wrong the \
-            guest runs on in the old process, and the exit status is \(ExitStatus.rolledBack.rawValue).
+            connections, and ends the old process. The guest pauses for less than a millisecond if its memory is in memory \
+            files (memfd); otherwise for as long as its memory takes to cross. If anything goes wrong the guest runs on in \
+            the old process, and the exit status is \(ExitStatus.rolledBack.rawValue). With --all it is \
+            \(ExitStatus.partlyRolledBack.rawValue) if some guests moved and some did not, and \
+            \(ExitStatus.lost.rawValue) if one is gone.
             """)
 
     @Argument(help: ArgumentHelp("The guest.", valueName: "name"))
-    var name: String
+    var name: String?
+
+    @Flag(help: "Every guest of this user that runs.")
+    var all = false
+
+    @Option(help: ArgumentHelp("With --all: how many at a time.", valueName: "n"))
+    var atMost = 4
 
     @Option(
         help: ArgumentHelp(
             "The program that takes over; without it the file the guest was started from.", valueName: "path"))
     var binary: String?
 
-    @Option(help: ArgumentHelp("How RAM changes process: auto or memfd.", valueName: "channel"))
+    @Option(help: ArgumentHelp("How RAM changes process: auto, memfd, page-flip or socket.", valueName: "channel"))
     var channel = "auto"
 
-    @Option(help: ArgumentHelp("Longest pause before the guest is taken back, in milliseconds.", valueName: "ms"))
-    var limit = 5_000
+    @Option(
+        help: ArgumentHelp(
+            "When RAM crosses, if not by memfd: stop-and-flip (the guest stops first; hardly any memory exists twice) or "
+                + "precopy (a short pause; RAM exists twice for a while).", valueName: "strategy"))
+    var strategy: String?
 
-    @Option(help: ArgumentHelp("text or json.", valueName: "form"))
-    var format = "text"
+    @Option(
+        help: ArgumentHelp(
+            "Longest pause before the guest is taken back, in milliseconds; without it 5000, and 4000 more for each GiB "
+                + "that has to be sent.", valueName: "ms"))
+    var limit: Int?
+
+    @OptionGroup var output: FormatOption
 
     func run() throws {
+        let request = try arguments()
+        switch (name, all) {
+        case (nil, false): throw Refusal(.usage, "which guest? Give a name, or --all")
+        case (.some, true): throw Refusal(.usage, "a name and --all exclude each other")
+        case (let name?, false):
+            let report = try Self.upgrade(try RunDirectory.find(name), request)
+            output.show(report) { Self.text(name, $0) }
+        case (nil, true):
+            guard (1...1024).contains(atMost) else { throw Refusal(.usage, "--at-most: from 1 to 1024, not \(atMost)") }
+            try UpgradeAll(request: request, atMost: atMost, output: output).run()
+        }
+    }
+
+    private func arguments() throws -> JSONObject {
         guard UpgradeChannel(rawValue: channel) != nil else {
-            let choices = UpgradeChannel.allCases.map(\.rawValue).joined(separator: ", ")
-            throw Refusal(.usage, "--channel: '\(channel)' is none of \(choices)")
+            throw Refusal(.usage, "--channel: '\(channel)' is none of \(Self.words(UpgradeChannel.self))")
         }
-        guard ["text", "json"].contains(format) else {
-            throw Refusal(.usage, "--format: '\(format)' is none of text, json")
+        var arguments: JSONObject = ["channel": .string(channel)]
+        if let strategy {
+            guard UpgradeStrategy(rawValue: strategy) != nil else {
+                throw Refusal(.usage, "--strategy: '\(strategy)' is none of \(Self.words(UpgradeStrategy.self))")
+            }
+            arguments["strategy"] = .string(strategy)
         }
-        let guest = try RunDirectory.find(name)
-        var arguments = JSONObject()
         if let binary {
             guard let path = absolute(binary) else { throw Refusal("--binary: there is no file \(binary)") }
             arguments["binary"] = .string(path)
         }
-        arguments["channel"] = .string(channel)
-        arguments["limit"] = JSONValue(limit)
-        let report: JSONValue
+        arguments["limit"] = limit.map { JSONValue($0) }
+        return arguments
+    }
+
+    private static func words<Choice: CaseIterable & RawRepresentable>(_: Choice.Type) -> String
+    where Choice.RawValue == String {
+        Choice.allCases.map(\.rawValue).joined(separator: ", ")
+    }
+
+    /// Moves one guest and answers its report.
+    static func upgrade(_ guest: RunDirectory.Entry, _ arguments: JSONObject) throws(Refusal) -> JSONValue {
         do throws(QMPConnection.Failure) {
             let connection = try QMPConnection(path: guest.qmpSocketPath)
-            report = try connection.run("x-sidestep-upgrade", arguments, timeoutMilliseconds: -1)
+            return try connection.run("x-sidestep-upgrade", arguments, timeoutMilliseconds: -1)
         } catch {
             switch error {
-            case .refused(let refusal): throw Refusal(.rolledBack, "\(name): \(refusal)")
-            case .closed: throw Refusal(.lost, "\(name): the guest's process ended during the upgrade")
-            default: throw Refusal(.commandFailed, "\(name): \(error)")
+            case .refused(let refusal): throw Refusal(.rolledBack, "\(guest.name): \(refusal)")
+            case .closed: throw Refusal(.lost, "\(guest.name): the guest's process ended during the upgrade")
+            default: throw Refusal(.commandFailed, "\(guest.name): \(error)")
             }
-        }
-        if format == "json" {
-            print(report.json)
-        } else {
-            show(report)
         }
     }
 
@@ -80,22 +115,24 @@ struct Upgrade: ParsableCommand {
         return unsafe String(cString: resolved)
     }
 
-    private func show(_ report: JSONValue) {
-        func milliseconds(_ value: JSONValue?) -> String {
-            let hundredths = Int(((value?.doubleValue ?? 0) / 10).rounded())
-            return "\(hundredths / 100).\(hundredths % 100 < 10 ? "0" : "")\(hundredths % 100) ms"
-        }
+    static func milliseconds(_ value: JSONValue?) -> String {
+        let hundredths = Int(((value?.doubleValue ?? 0) / 10).rounded())
+        return "\(hundredths / 100).\(hundredths % 100 < 10 ? "0" : "")\(hundredths % 100) ms"
+    }
+
+    private static func text(_ name: String, _ report: JSONValue) -> String {
         let pause = report["pause"]
-        let phases = ["stop", "save", "send", "load", "claim", "resume"].map {
-            "\($0) \(milliseconds(pause?[$0 + "-us"]))"
+        let phases = ["stop", "memory", "save", "send", "load", "claim", "resume"].compactMap { phase -> String? in
+            let value = pause?[phase + "-us"]
+            return phase == "memory" && report["strategy"] == nil ? nil : "\(phase) \(milliseconds(value))"
         }
-        print(
-            """
+        let strategy = report["strategy"]?.stringValue.map { ", \($0)" } ?? ""
+        return """
             \(name) runs in process \(report["process"]?.integerValue ?? 0)
               pause    \(milliseconds(report["pause-us"]))  (\(phases.joined(separator: ", ")))
-              total    \(milliseconds(report["total-us"]))
+              total    \(milliseconds(report["total-us"])), processor time \(milliseconds(report["cpu-us"]))
               copied   \(report["copied-bytes"]?.integerValue ?? 0) of \(report["ram-bytes"]?.integerValue ?? 0) bytes of RAM
-              channel  \(report["channel"]?.stringValue ?? "?"): \(report["reason"]?.stringValue ?? "")
-            """)
+              channel  \(report["channel"]?.stringValue ?? "?")\(strategy): \(report["reason"]?.stringValue ?? "")
+            """
     }
 }

@@ -79,8 +79,14 @@ import Testing
         let mapping = try OwnedMapping(byteCount: 64 << 20, descriptor: file)
         for page in [0, 1, 700] { mapping.base.storeBytes(of: 1, toByteOffset: page * 4096, as: UInt8.self) }
         let second = try OwnedMapping(byteCount: 64 << 20, descriptor: file)
-        let populated = ReceivedMemory.populate(second, of: file)
-        #expect(populated >= 3 * 4096 && populated <= 8 << 20)
+        #expect(ReceivedMemory.populate(second, of: file, until: 0) == 0, "no time: all is left")
+        #expect(ReceivedMemory.populate(second, of: file) == nil)
+        let pageMap = try OwnedDescriptor.open("/proc/self/pagemap", flags: O_RDONLY)
+        for page in [0, 1, 700] {
+            var entry: UInt64 = 0
+            #expect(pread(pageMap.rawValue, &entry, 8, off_t((Int(bitPattern: second.base) / 4096 + page) * 8)) == 8)
+            #expect(entry >> 63 == 1, "page \(page) is not mapped")
+        }
         var status = stat()
         #expect(fstat(file.rawValue, &status) == 0 && status.st_blocks * 512 <= 8 << 20)
     }

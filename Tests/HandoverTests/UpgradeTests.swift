@@ -6,14 +6,26 @@ import Synchronization
 import Testing
 
 /// What `sidestep upgrade --format json` reports.
-private struct Report: Decodable {
+struct Report: Decodable {
     let process: Int
     let channel: String
+    let strategy: String?
+    let reason: String
     let copiedBytes: Int
     let pauseMicroseconds: Double
+    let pause: Pause
+
+    /// Microseconds of each phase.
+    struct Pause: Decodable {
+        let phases: [String: Double]
+        var sum: Double { phases.values.reduce(0, +) }
+        init(from decoder: any Decoder) throws {
+            phases = try decoder.singleValueContainer().decode([String: Double].self)
+        }
+    }
 
     enum CodingKeys: String, CodingKey {
-        case process, channel
+        case process, channel, strategy, reason, pause
         case copiedBytes = "copied-bytes"
         case pauseMicroseconds = "pause-us"
     }
@@ -21,7 +33,7 @@ private struct Report: Decodable {
 
 extension MonitorRun {
     /// Upgrades a guest and answers the report; fails the test when it does not work.
-    fileprivate func upgrade(_ name: String = "guest", _ more: [String] = []) throws -> Report {
+    func upgrade(_ name: String = "guest", _ more: [String] = []) throws -> Report {
         let result = try command(["upgrade", name, "--format", "json"] + more)
         try #require(result.end == .exited(status: 0), "\(result.errors)")
         return try JSONDecoder().decode(Report.self, from: Data(result.output.utf8))
@@ -29,7 +41,7 @@ extension MonitorRun {
 }
 
 /// Numbers of the heartbeat's ticks in a console's output, in order.
-private func ticks(in text: String) -> [Int] {
+func ticks(in text: String) -> [Int] {
     text.split(whereSeparator: \.isNewline).compactMap { line in
         let words = line.split(separator: " ")
         return words.count == 3 && words[0] == "tick" ? Int(words[1]) : nil
@@ -176,12 +188,12 @@ struct UpgradeTests {
         #expect(seen == Array(0..<seen.count))
     }
 
-    @Test("anonymous memory has no descriptor: refused with the remedy")
+    @Test("anonymous memory has no descriptor: by memfd it is refused with the remedy")
     func anonymous() throws {
         let run = try MonitorRun()
         let guest = try run.heartbeat(["--memory-backend", "anonymous"])
         try guest.wait(for: "tick 1 ", seconds: 60)
-        let result = try run.command(["upgrade", "guest"])
+        let result = try run.command(["upgrade", "guest", "--channel", "memfd"])
         #expect(result.end == .exited(status: 80) && result.errors.contains("--memory-backend memfd"))
         try guest.wait(for: "tick ", seconds: 30)
     }

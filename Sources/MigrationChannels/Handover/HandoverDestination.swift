@@ -34,16 +34,20 @@ package struct HandoverDestination {
     let socket: OwnedDescriptor
     /// What this program calls itself, for the source's messages.
     let program: String
+    /// Ways in which it takes memory.
+    let channels: [String]
     let atStep: (HandoverPhase) -> Void
     private var word: OwnershipWord?
     private var phase = HandoverPhase.greeting
     package private(set) var times = HandoverTimes()
 
     package init(
-        socket: OwnedDescriptor, program: String, atStep: @escaping (HandoverPhase) -> Void = { _ in }
+        socket: OwnedDescriptor, program: String, channels: [String] = ["memfd"],
+        atStep: @escaping (HandoverPhase) -> Void = { _ in }
     ) {
         self.socket = socket
         self.program = program
+        self.channels = channels
         self.atStep = atStep
     }
 
@@ -59,6 +63,8 @@ package struct HandoverDestination {
         var hello = ContentsWriter()
         hello.integer(HandoverSource.protocolVersion)
         hello.text(program)
+        hello.integer(UInt64(channels.count))
+        for channel in channels { hello.text(channel) }
         try HandoverFrame(.hello, payload: hello.bytes).send(to: socket, deadline: patient)
         phase = .describing
         let (description, word) = try HandoverDescription.take(try receive(.description))

@@ -2,12 +2,19 @@ package import LinuxCalls
 
 /// What the source's driver needs of the guest it gives away.
 package protocol HandoverSubject: AnyObject {
+    /// The destination has said what it is.
+    func meet(_ peer: HandoverPeer) throws
     /// What the destination must build. The guest runs on.
     func describe() throws -> HandoverDescription
     /// Suspends what the guest does not see, its monitor's clients, and writes that down. The guest runs on.
     func suspend() throws -> HandoverState
-    /// Stops the guest: afterwards nothing of it runs or is in flight.
+    /// Stops the guest: afterwards nothing of it runs or is in flight, and memory that does not cross by descriptor has
+    /// crossed. What of that can be done while the guest runs is done before it is stopped.
     func pause() throws
+    /// When ``pause()`` began to stop the guest, if that was later than its call; CLOCK_MONOTONIC, nanoseconds.
+    var pauseBegan: Int64? { get }
+    /// Longest pause in milliseconds; nil is ``HandoverSource/Limits/takingOverMilliseconds``.
+    var pauseLimitMilliseconds: Int? { get }
     /// Writes down the state of the paused guest.
     func save() throws -> HandoverState
     /// Lets everything go on here that was suspended or paused; the destination will not. The guest may not have been paused
@@ -18,8 +25,18 @@ package protocol HandoverSubject: AnyObject {
 }
 
 extension HandoverSubject {
+    package func meet(_ peer: HandoverPeer) throws {}
     /// Nothing but the guest itself.
     package func suspend() throws -> HandoverState { HandoverState(bytes: []) }
+    package var pauseBegan: Int64? { nil }
+    package var pauseLimitMilliseconds: Int? { nil }
+}
+
+/// What a destination says of itself.
+package struct HandoverPeer: Sendable {
+    package var program: String
+    /// Ways in which it takes memory: `memfd`, `page-flip`, `socket`.
+    package var channels: [String]
 }
 
 /// Times of one hand-over, CLOCK_MONOTONIC in nanoseconds; both processes read the same clock.
@@ -121,11 +138,11 @@ package struct HandoverSource {
         do throws(HandoverError) {
             let word = try OwnershipWord.made()
             try enter(.greeting, &phase)
-            try greet()
+            let peer = try greet()
+            try asMachineError { try subject.meet(peer) }
             try enter(.describing, &phase)
-            let description = try asMachineError { try subject.describe() }
             let deadline = after(limits.preparingMilliseconds)
-            try description.frame(word: word).send(to: socket, deadline: deadline)
+            try describe(subject, word, deadline: deadline)
             try enter(.preparing, &phase)
             _ = try receive(.ready, deadline: deadline)
             isStopped = true
@@ -135,10 +152,12 @@ package struct HandoverSource {
             times.ready = monotonicNanoseconds()
 
             try enter(.pausing, &phase)
-            let takeBack = after(limits.takingOverMilliseconds)
             times.pauseBegun = monotonicNanoseconds()
             try asMachineError { try subject.pause() }
             times.paused = monotonicNanoseconds()
+            times.pauseBegun = subject.pauseBegan ?? times.pauseBegun
+            let limit = subject.pauseLimitMilliseconds ?? limits.takingOverMilliseconds
+            let takeBack = times.pauseBegun + Int64(limit) * 1_000_000
             try enter(.saving, &phase)
             let state = try asMachineError { try subject.save() }
             times.saved = monotonicNanoseconds()
@@ -188,7 +207,15 @@ package struct HandoverSource {
 
     private func after(_ milliseconds: Int) -> Int64 { monotonicNanoseconds() + Int64(milliseconds) * 1_000_000 }
 
-    private func greet() throws(HandoverError) {
+    /// Apart, so that descriptors which only the description holds are closed when it has been sent.
+    private func describe(
+        _ subject: any HandoverSubject, _ word: OwnershipWord, deadline: Int64
+    ) throws(HandoverError) {
+        let description = try asMachineError { try subject.describe() }
+        try description.frame(word: word).send(to: socket, deadline: deadline)
+    }
+
+    private func greet() throws(HandoverError) -> HandoverPeer {
         let hello = try receive(.hello, deadline: after(limits.greetingMilliseconds))
         var reader = ContentsReader(hello.payload)
         let version = try reader.integer()
@@ -199,6 +226,11 @@ package struct HandoverSource {
                 "\(program) speaks version \(version) of the hand-over protocol, this is version \(Self.protocolVersion)"
             )
         }
+        var channels: [String] = []
+        // Early programs end here; they know nothing but descriptors.
+        if reader.isAtEnd { return HandoverPeer(program: program, channels: ["memfd"]) }
+        for _ in 0..<(try reader.count(of: 8)) { channels.append(try reader.text()) }
+        return HandoverPeer(program: program, channels: channels)
     }
 
     /// The next frame, which must be `kind`. The destination's end is seen at once: its side of the socket closes with it.

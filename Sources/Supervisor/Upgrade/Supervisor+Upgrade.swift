@@ -29,11 +29,6 @@ extension Supervisor {
             guard runState == .running || runState == .paused || runState == .prelaunch else {
                 return failed("the guest is in state '\(runState.rawValue)'; it must be running or paused")
             }
-            if let block = equipment.guest.ramBlocks.first(where: { $0.file == nil }) {
-                return failed(
-                    "RAM block \(block.name) is anonymous memory, which has no descriptor to hand over; "
-                        + "start the guest with --memory-backend memfd")
-            }
             do {
                 _ = try HostThread(name: "upgrade") { [self] in
                     carryOut(request, equipment, failed: failed)
@@ -47,7 +42,6 @@ extension Supervisor {
         _ request: UpgradeRequest, _ equipment: UpgradeEquipment, failed: @Sendable (String) -> Void
     ) {
         let program = request.binary ?? equipment.program
-        let reason = request.channel == .auto ? "RAM is in memory files, which cross by descriptor" : "asked for"
         let process: ChildProcess
         let socket: OwnedDescriptor
         do {
@@ -55,13 +49,9 @@ extension Supervisor {
         } catch {
             return failed("\(program) cannot be started: \(error); the guest runs on, unharmed")
         }
-        var limits = HandoverSource.Limits()
-        limits.takingOverMilliseconds = request.limitMilliseconds
-        let source = UpgradeSource(
-            self, guest: equipment.guest, backends: equipment.backends, keeper: equipment.keeper, reason: reason)
+        let source = UpgradeSource(self, equipment, request)
         let outcome = HandoverSource(
-            socket: socket, destination: process.processDescriptor, limits: limits,
-            atStep: HandoverFault.order(for: "source")
+            socket: socket, destination: process.processDescriptor, atStep: HandoverFault.order(for: "source")
         ).run(source)
         switch outcome {
         case .moved:
@@ -80,15 +70,42 @@ extension Supervisor {
     }
 }
 
-/// For tests: ends or stops this process at a step of the hand-over, as `SIDESTEP_HANDOVER_FAULT=source:9:kill` says.
+/// For tests: ends or stops this process at a step of the hand-over, as `SIDESTEP_HANDOVER_FAULT=source:9:kill` says, or
+/// when so many pages have crossed, as `destination:memory+4096:stop` says. A path behind it makes it happen once: whoever
+/// makes that file first.
 enum HandoverFault {
     static func order(for side: String) -> (HandoverPhase) -> Void {
+        guard let (place, signal) = words(for: side), let step = Int(place) else { return { _ in } }
+        return { if $0.rawValue == step { happen(signal) } }
+    }
+
+    private static func happen(_ signal: CInt) {
+        if let value = unsafe getenv("SIDESTEP_HANDOVER_FAULT"), let text = unsafe String(validatingCString: value),
+            let path = text.split(separator: ":").dropFirst(3).first
+        {
+            let mark = unsafe open(String(path), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+            guard mark >= 0 else { return }
+            close(mark)
+        }
+        kill(getpid(), signal)
+    }
+
+    /// - Parameter pages: How many have crossed so far.
+    static func watchMemory(_ side: String, pages: @escaping @Sendable () -> UInt64) {
+        guard let (place, signal) = words(for: side), place.hasPrefix("memory+"), let limit = UInt64(place.dropFirst(7))
+        else { return }
+        _ = try? HostThread(name: "fault") {
+            while pages() < limit { usleep(50) }
+            happen(signal)
+        }
+    }
+
+    private static func words(for side: String) -> (place: Substring, signal: CInt)? {
         guard let value = unsafe getenv("SIDESTEP_HANDOVER_FAULT"), let text = unsafe String(validatingCString: value)
-        else { return { _ in } }
+        else { return nil }
         let words = text.split(separator: ":")
-        guard words.count == 3, words[0] == side, let step = Int(words[1]) else { return { _ in } }
-        let signal = words[2] == "stop" ? SIGSTOP : SIGKILL
-        return { if $0.rawValue == step { kill(getpid(), signal) } }
+        guard words.count >= 3, words[0] == side else { return nil }
+        return (words[1], words[2] == "stop" ? SIGSTOP : SIGKILL)
     }
 }
 
@@ -99,6 +116,7 @@ extension CommandTable {
             [
                 .optional("binary", .string),
                 .optional("channel", .enumeration("SidestepChannel", UpgradeChannel.allCases.map(\.rawValue))),
+                .optional("strategy", .enumeration("SidestepStrategy", UpgradeStrategy.allCases.map(\.rawValue))),
                 .optional("limit", .integer),
             ], returns: UpgradeReport.type
         ) { supervisor, invocation throws(QMPError) in
@@ -107,6 +125,7 @@ extension CommandTable {
             if let word = invocation.arguments["channel"]?.stringValue, let channel = UpgradeChannel(rawValue: word) {
                 request.channel = channel
             }
+            request.strategy = invocation.arguments["strategy"]?.stringValue.flatMap { UpgradeStrategy(rawValue: $0) }
             if let limit = invocation.arguments["limit"]?.integerValue {
                 guard (1...3_600_000).contains(limit) else {
                     throw .invalidValue(parameter: "limit", expected: "milliseconds from 1 to 3600000")

@@ -112,6 +112,8 @@ struct UpgradeDescription: Codable {
     var runState: RunState
     var channel: String
     var reason: String
+    /// When memory is sent rather than handed over: how. The socket it comes through is then among the descriptors.
+    var strategy: String?
 
     static func decode(_ bytes: [UInt8]) throws(Refusal) -> UpgradeDescription {
         // The version first: the rest may have another shape.

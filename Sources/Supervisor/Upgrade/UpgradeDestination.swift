@@ -20,7 +20,15 @@ final class UpgradeDestination: HandoverReceiver {
     private var description: UpgradeDescription?
     private var clockOffset: Int64?
     private var stateByteCount = 0
+    private var memory: UpgradeMemoryDestination?
+    private var sentMemory = SentMemory()
+    private var processorNanoseconds: Int64 = 0
+    /// Where the page tables are still to be filled.
+    private var unpopulated: [(block: RAMBlock, start: Int)] = []
     private let program: String
+
+    /// How long page tables are filled before the guest moves. What is left is filled behind the running guest.
+    private static let populatingNanoseconds: Int64 = 20_000_000
 
     /// - Parameter quit: Somebody asked at the console for the guest's end.
     init(loop: EventLoop, program: String, quit: @escaping @Sendable () -> Void) {
@@ -50,6 +58,11 @@ final class UpgradeDestination: HandoverReceiver {
         }
         let directory = try RunDirectory.adopt(name: name, path: description.runDirectory, lock: lock)
         if let file = take("keeper") { keeper = try ProcessKeeper(adopting: file) }
+        let plan = try UpgradePlan(description)
+        let memorySocket = take("memory")
+        guard (memorySocket != nil) == (plan.strategy != nil) else {
+            throw Refusal("how memory comes and what came do not agree")
+        }
         let backends = try GuestBackends(
             adopting: try BackendParcel(diskBytes, resources).unpack(), configuration: configuration,
             consoleDescription: description.consoleDescription, loop: loop, quit: quit)
@@ -57,27 +70,38 @@ final class UpgradeDestination: HandoverReceiver {
 
         var files: [String: OwnedDescriptor] = [:]
         for block in handover.blocks {
-            guard let file = block.file else { throw Refusal("RAM block \(block.name) did not come along") }
-            files[block.name] = file
+            guard (block.file != nil) == (plan.strategy == nil) else {
+                throw Refusal("RAM block \(block.name) did not come along")
+            }
+            files[block.name] = block.file
         }
         let events = VirtGuest.EventSink()
+        var machineConfiguration = configuration.machineConfiguration
+        if plan.needsMemoryFiles { machineConfiguration.memoryBackend = .memfd }
         let machine = try VirtMachine(
-            configuration: configuration.machineConfiguration, backends: backends.machineBackends, adopting: files
+            configuration: machineConfiguration, backends: backends.machineBackends, adopting: files
         ) { events.observe($0) }
-        guard machine.ramBlocks.map(\.name).sorted() == files.keys.sorted() else {
-            throw Refusal("other RAM blocks came than this machine has: \(files.keys.sorted().joined(separator: ", "))")
+        let names = handover.blocks.map(\.name).sorted()
+        guard machine.ramBlocks.map(\.name).sorted() == names else {
+            throw Refusal("other RAM blocks came than this machine has: \(names.joined(separator: ", "))")
         }
+        let deadline = monotonicNanoseconds() + Self.populatingNanoseconds
         for block in machine.ramBlocks {
             guard block.byteCount == handover.blocks.first(where: { $0.name == block.name })?.byteCount else {
                 throw Refusal("RAM block \(block.name) has another size here")
             }
-            if let file = block.file { ReceivedMemory.populate(block.mapping, of: file) }
+            if plan.strategy == nil, let file = block.file,
+                let rest = ReceivedMemory.populate(block.mapping, of: file, until: deadline)
+            {
+                unpopulated.append((block, rest))
+            }
         }
         let guest = VirtGuest(machine: machine, events: events)
         self.guest = guest
         // A rehearsal: what loading touches for the first time, it touches now and not in the guest's pause.
         try SavedComponents.decode(try SavedComponents.encode(guest.components), into: guest.components)
         try guest.finishLoading()
+        if let memorySocket { memory = try UpgradeMemoryDestination(guest, plan: plan, socket: memorySocket) }
         let supervisor = try Supervisor(
             loop: loop, guest: guest, configuration: configuration, directory: directory,
             consoleDescription: description.consoleDescription, runState: .inmigrate)
@@ -108,6 +132,8 @@ final class UpgradeDestination: HandoverReceiver {
             guard let offset = integer(bigEndian: clock) else { throw Refusal("the guest's clock is damaged") }
             clockOffset = offset
         }
+        if let bytes = blobs["memory"] { sentMemory = try JSONDecoder().decode(SentMemory.self, from: Data(bytes)) }
+        try memory?.finish()
         try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
         try SavedComponents.decode(components, into: guest.components)
         if let clockOffset { guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset) }
@@ -120,18 +146,21 @@ final class UpgradeDestination: HandoverReceiver {
             guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset)
             try guest.resume()
         }
+        processorNanoseconds = SentMemory.processProcessorNanoseconds()
     }
 
     /// What can wait until the guest runs: the world learns who runs it, and the monitor's clients are served again.
     func settle(_ times: HandoverTimes) throws {
         guard let supervisor, let guest, let description else { return }
+        populateRest()
         keeper?.becomeRunner()
         try? supervisor.directory.writeProcessIdentifier()
         ServiceManager.tell(isReady: true)
         let report = UpgradeReport(
-            times: times, channel: description.channel, reason: description.reason, process: getpid(),
+            times: times, channel: description.channel, strategy: description.strategy, reason: description.reason,
+            process: getpid(),
             stateByteCount: stateByteCount, ramByteCount: guest.ramBlocks.reduce(0) { $0 + $1.byteCount },
-            copiedByteCount: 0)
+            sent: sentMemory, processorNanoseconds: processorNanoseconds + sentMemory.processorNanoseconds)
         let runState: RunState = clockOffset != nil ? .running : description.runState
         loop.sync {
             supervisor.noteArrival(runState)
@@ -140,6 +169,18 @@ final class UpgradeDestination: HandoverReceiver {
             supervisor.server.refuseInherited(
                 QMPError("the guest changed process while this command waited its turn; it was not begun"))
             supervisor.announce(.migration, ["status": "completed"])
+        }
+    }
+
+    /// In the background: whatever the guest touches first, it maps itself.
+    private func populateRest() {
+        let rest = unpopulated
+        unpopulated = []
+        guard !rest.isEmpty else { return }
+        _ = try? HostThread(name: "populate") {
+            for (block, start) in rest {
+                if let file = block.file { ReceivedMemory.populate(block.mapping, of: file, from: start) }
+            }
         }
     }
 }

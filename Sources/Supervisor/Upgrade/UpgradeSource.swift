@@ -7,61 +7,79 @@ import MigrationEngine
 import QMPProtocol
 import Synchronization
 
-/// What `sidestep upgrade` asks for.
-package struct UpgradeRequest: Sendable {
-    /// The program that takes over; nil is the file this process was started from, as it is now.
-    package var binary: String?
-    package var channel = UpgradeChannel.auto
-    /// Longest pause in milliseconds; when it is over, the guest is taken back.
-    package var limitMilliseconds = 5_000
-
-    package init() {}
-}
-
-/// How RAM changes process.
-package enum UpgradeChannel: String, Sendable, CaseIterable {
-    /// The best that both sides can do.
-    case auto
-    /// RAM's own descriptors; nothing is copied.
-    case memfd
-}
-
 /// The running guest as the hand-over's driver sees it. All calls come from the driver's thread.
 final class UpgradeSource: HandoverSubject {
     private let supervisor: Supervisor
     private let guest: VirtGuest
     private let backends: GuestBackends
     private let keeper: ProcessKeeper?
-    private let reason: String
+    private let request: UpgradeRequest
+    private var plan: UpgradePlan?
+    private var memory: UpgradeMemorySource?
     private var wasRunning = false
     private var isSuspended = false
+    private let processorTimeAtStart = SentMemory.threadProcessorNanoseconds()
 
-    init(_ supervisor: Supervisor, guest: VirtGuest, backends: GuestBackends, keeper: ProcessKeeper?, reason: String) {
+    init(_ supervisor: Supervisor, _ equipment: UpgradeEquipment, _ request: UpgradeRequest) {
         self.supervisor = supervisor
-        self.guest = guest
-        self.backends = backends
-        self.keeper = keeper
-        self.reason = reason
+        guest = equipment.guest
+        backends = equipment.backends
+        keeper = equipment.keeper
+        self.request = request
+    }
+
+    var pauseLimitMilliseconds: Int? {
+        request.limitMilliseconds
+            ?? UpgradePlan.limitMilliseconds(
+                plan?.strategy, ramByteCount: guest.ramBlocks.reduce(0) { $0 + $1.byteCount })
+    }
+
+    func meet(_ peer: HandoverPeer) throws {
+        plan = try UpgradePlan(
+            request, blocks: guest.ramBlocks, peerChannels: peer.channels, splices: UpgradePlan.kernelSplices)
+    }
+
+    var pauseBegan: Int64? { memory?.pauseBegan }
+
+    /// After a page flip that failed half way some of the memory lies in the files of a successor that is no more. A block's
+    /// own file must hold all of it before it is handed over.
+    private func makeWhole() throws {
+        guard guest.ramBlocks.contains(where: { !$0.isWhole }) else { return }
+        let wasRunning = guest.isRunning
+        try guest.pause()
+        defer { if wasRunning { try? guest.resume() } }
+        for block in guest.ramBlocks { try block.makeWhole() }
     }
 
     func describe() throws -> HandoverDescription {
+        guard let plan else { throw Refusal("nothing was agreed on") }
+        if plan.channel == .memfd { try makeWhole() }
         let runState = supervisor.loop.sync { self.supervisor.runState }
         let description = UpgradeDescription(
             program: "\(Product.name) \(Product.version)", configuration: supervisor.configuration.json,
             runDirectory: supervisor.directory.path, consoleDescription: backends.consoleDescription,
             runState: runState,
-            channel: UpgradeChannel.memfd.rawValue, reason: reason)
+            channel: plan.channel.rawValue, reason: plan.reason, strategy: plan.strategy?.rawValue)
         var parcel = BackendParcel()
         for (name, handover) in try backends.handOverDisks() { parcel.add(name, handover) }
         var resources = [NamedDescriptor("run-directory", supervisor.directory.lock)]
         if let keeper { resources.append(NamedDescriptor("keeper", keeper.file)) }
         resources += parcel.descriptors
+        if plan.strategy != nil {
+            // Nobody but these two processes ever has an end of it.
+            let (near, far) = try StreamSocket.pair()
+            memory = try UpgradeMemorySource(
+                guest, plan: plan, socket: near, limitMilliseconds: pauseLimitMilliseconds ?? 0)
+            resources.append(NamedDescriptor("memory", far))
+        }
         var blobs = NamedBlobs()
         blobs["description"] = description.bytes
         blobs["disks"] = parcel.blobs.bytes
         return HandoverDescription(
             configuration: blobs.bytes,
-            blocks: guest.ramBlocks.map { .init(name: $0.name, byteCount: $0.byteCount, file: $0.file) },
+            blocks: guest.ramBlocks.map { 
+                .init(name: $0.name, byteCount: $0.byteCount, file: plan.channel == .memfd ? $0.file : nil)
+            },
             resources: resources)
     }
 
@@ -81,7 +99,8 @@ final class UpgradeSource: HandoverSubject {
 
     func pause() throws {
         wasRunning = guest.isRunning
-        try guest.pause()
+        guard let memory else { return try guest.pause() }
+        try memory.send()
     }
 
     func save() throws -> HandoverState {
@@ -92,10 +111,18 @@ final class UpgradeSource: HandoverSubject {
         var parcel = BackendParcel()
         for (name, handover) in try backends.handOverState() { parcel.add(name, handover) }
         blobs["backends"] = parcel.blobs.bytes
+        var sent = SentMemory()
+        if let memory {
+            sent.stopped = memory.pauseEnded
+            sent.copiedByteCount = Int(memory.progress.ram.normalPages) * guestPageSize
+        }
+        sent.processorNanoseconds = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
+        blobs["memory"] = Array(try JSONEncoder().encode(sent))
         return HandoverState(bytes: blobs.bytes, resources: parcel.descriptors)
     }
 
     func resume() throws {
+        try memory?.giveUp()
         if wasRunning { try guest.resume() }
         wasRunning = false
         guard isSuspended else { return }
@@ -104,6 +131,7 @@ final class UpgradeSource: HandoverSubject {
     }
 
     func release() {
+        memory?.release()
         supervisor.loop.sync { self.supervisor.server.release() }
     }
 }
