@@ -1,0 +1,79 @@
+import LinuxCalls
+import ProcessTestKit
+import Testing
+
+/// A transfer through the guest's network while the guest changes process, against the host's real peers.
+@Suite(
+    "A TCP connection over an upgrade", .serialized,
+    .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+    .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"),
+    .enabled(if: Requirement.firmware.isMet, "\(Requirement.firmware)"),
+    .enabled(if: Requirement.taps.isMet, "\(Requirement.taps)"),
+    .enabled(
+        if: Requirement.program("socat", package: "socat").isMet, "\(Requirement.program("socat", package: "socat"))"))
+struct TransferTests {
+    private static let transferKiB = 40_000
+
+    private func randomFile(in directory: TemporaryDirectory) throws -> (path: String, hash: String) {
+        let path = directory.file("payload")
+        try HostTools.need("sh", ["-ec", "dd if=/dev/urandom of=\(path) bs=1k count=\(Self.transferKiB) 2>/dev/null"])
+        return (path, String(try HostTools.need("md5sum", [path]).prefix(32)))
+    }
+
+    /// Upgrades the guest by each channel while the file crosses; it must arrive over the one connection.
+    private func moveWhileTransferring(_ run: MonitorRun, _ guest: RunningProgram, _ server: RunningProgram) throws {
+        #expect(try guest.wait(for: "NETWORK ", seconds: 120).hasPrefix("NETWORK UP 10.8.0.2/24"))
+        try server.errors.wait(for: "starting data transfer", seconds: 60)
+        var movesDuring = 0
+        for channel in ["memfd", "page-flip", "memfd", "socket", "memfd"] {
+            let report = try run.upgrade("guest", ["--channel", channel])
+            #expect(report.channel == channel)
+            if !guest.output.text.contains("DOWNLOAD ") { movesDuring += 1 }
+        }
+        #expect(movesDuring >= 2, "the transfer was over too early to show anything")
+        #expect(try guest.wait(for: "DOWNLOAD ", seconds: 240).hasPrefix("DOWNLOAD OK"))
+        #expect(server.errors.text.split(separator: "\n").count { $0.contains("accepting connection") } == 1)
+        #expect(try guest.waitForEnd(seconds: 60) == .exited(status: 0))
+    }
+
+    @Test("through passt: five moves, one connection, the hash is right")
+    func passt() throws {
+        let missing = Requirement.program("passt", package: "passt")
+        guard missing.isMet else { try Test.cancel("\(missing)") }
+        // passt hands on what the namespace has: a route outwards, and the address it calls gateway.
+        let network = try PrivateNetwork(setUp: [
+            "ip addr add 10.8.0.1/32 dev lo", "ip tuntap add outside mode tap", "ip addr add 10.7.0.2/24 dev outside",
+            "ip link set outside up", "ip route add default via 10.7.0.1",
+        ])
+        let run = try MonitorRun()
+        // passt gives up its privileges and makes its socket as somebody else.
+        try HostTools.need(
+            "sh", ["-ec", "chmod 755 \(run.directory.path); mkdir -m 777 \(run.directory.file("passt"))"])
+        let socket = run.directory.file("passt/socket")
+        let passt = try network.start(
+            "passt",
+            ["--foreground", "--stderr", "--one-off", "-s", socket, "-a", "10.8.0.2", "-n", "24", "-g", "10.8.0.1"])
+        try passt.errors.wait(for: "socket bound at", seconds: 30)
+        let file = try randomFile(in: run.directory)
+        let server = try network.serve(file: file.path, address: "127.0.0.1", port: 8000, in: run.directory)
+        let guest = try run.debian(
+            words: "quiet noshell ntick=1 run=network,download+http://10.8.0.1:8000/file+\(file.hash)",
+            ["--net", "socket=\(socket)"])
+        try moveWhileTransferring(run, guest, server)
+        withExtendedLifetime(passt) {}
+    }
+
+    @Test("through a tap: five moves, one connection, the hash is right")
+    func tap() throws {
+        let network = try PrivateNetwork(setUp: [
+            "ip tuntap add tap0 mode tap vnet_hdr", "ip addr add 10.8.0.1/24 dev tap0", "ip link set tap0 up",
+        ])
+        let run = try MonitorRun()
+        let file = try randomFile(in: run.directory)
+        let server = try network.serve(file: file.path, address: "10.8.0.1", port: 8000, in: run.directory)
+        let guest = try run.debian(
+            words: "quiet noshell ntick=1 run=network+10.8.0.2/24+10.8.0.1,download+http://10.8.0.1:8000/file+\(file.hash)",
+            ["--net", "tap=tap0,mac=52:54:00:aa:bb:cc"], in: network)
+        try moveWhileTransferring(run, guest, server)
+    }
+}
