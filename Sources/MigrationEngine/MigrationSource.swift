@@ -9,6 +9,8 @@ import Synchronization
 package final class MigrationSource: Sendable {
     package struct Orders: Sendable {
         var isCancelled = false
+        /// Everything was sent to a peer that alone decides now: there is nothing to give up any more.
+        var isCommitted = false
         var continues = false
         var transport: any MigrationTransport
     }
@@ -68,6 +70,7 @@ package final class MigrationSource: Sendable {
     /// Gives up, if the guest is still here. Takes effect at once, also in the middle of a system call.
     package func cancel() {
         orders.update { orders in
+            guard !orders.isCommitted else { return }
             orders.isCancelled = true
             orders.transport.interrupt()
         }
@@ -458,6 +461,16 @@ final class SourceDriver {
         let start = now()
         let limit = configuration.verdictLimitMilliseconds
         do throws(MigrationError) {
+            if owner.ownership == nil {
+                let isInterrupted = owner.orders.update { orders in
+                    orders.isCommitted = true
+                    return orders.isCancelled
+                }
+                // The order came between the last byte and here: nobody can hear the verdict any more.
+                if isInterrupted {
+                    throw MigrationError(.channelClosed, in: phase, "cancelled when everything had been sent")
+                }
+            }
             if machine.state == .committed, let ownership = owner.ownership {
                 do { try ownership.offer() } catch {
                     throw MigrationError(.guestFailed, in: .commit, "the guest cannot be offered", cause: error)

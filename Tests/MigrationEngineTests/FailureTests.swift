@@ -223,6 +223,28 @@ struct Scripted: Error, Sendable {}
         }
     }
 
+    @Test("a cancel that comes when everything was sent is too late: the verdict is waited for as if nothing had been")
+    func cancelledTooLate() throws {
+        let rig = try Rig(pages: [20])
+        defer { rig.end() }
+        try rig.source.resume()
+        var configuration = Rig.configuration
+        configuration.strategy = .stopAndCopy
+        configuration.verdictLimitMilliseconds = 200
+        let (left, right) = try Rig.pair()  // everything fits into the socket, and nobody answers
+        let source = MigrationSource(guest: rig.source, transport: left, configuration: configuration)
+        let canceller = try HostThread(name: "cancel") {
+            while source.progress.timing.sendNanoseconds == nil { sched_yield() }
+            source.cancel()
+        }
+        #expect(source.run() == .undecided, "\(String(describing: source.progress.error))")
+        canceller.join()
+        source.settle(.guestStayed)
+        #expect(rig.source.isRunning)
+        withExtendedLifetime(right) {}
+        try Self.expectUnharmed(rig)
+    }
+
     @Test("marks that were taken are put back")
     func marks() throws {
         let rig = try Rig(pages: [200])
