@@ -74,7 +74,9 @@ struct UpgradeAll {
         let results = work.results.sorted { $0.name < $1.name }
         func count(_ word: String) -> Int { results.count { $0.word == word } }
         let pauses = results.compactMap { $0.report?["pause-us"]?.doubleValue }.sorted()
-        var total: JSONObject = ["guests": .array(results.map(\.json)), "total-us": JSONValue(Double(nanoseconds) / 1000)]
+        var total: JSONObject = [
+            "guests": .array(results.map(\.json)), "total-us": JSONValue(Double(nanoseconds) / 1000),
+        ]
         for word in ["upgraded", "rolled-back", "lost", "failed"] { total[word] = JSONValue(count(word)) }
         if !pauses.isEmpty {
             total["pause-us"] = [
@@ -97,7 +99,8 @@ struct UpgradeAll {
             }
             return table(lines)
                 + "\n\(count("upgraded")) of \(results.count) guests upgraded in \(Upgrade.milliseconds(total["total-us"]))"
-                + ", \(count("rolled-back")) rolled back, \(count("lost")) lost, \(count("failed")) failed" + (pause ?? "")
+                + ", \(count("rolled-back")) rolled back, \(count("lost")) lost, \(count("failed")) failed"
+                + (pause ?? "")
         }
         flushOutput()
         let status: ExitStatus

@@ -72,7 +72,8 @@ struct TransferTests {
         let file = try randomFile(in: run.directory)
         let server = try network.serve(file: file.path, address: "10.8.0.1", port: 8000, in: run.directory)
         let guest = try run.debian(
-            words: "quiet noshell ntick=1 run=network+10.8.0.2/24+10.8.0.1,download+http://10.8.0.1:8000/file+\(file.hash)",
+            words: "quiet noshell ntick=1 "
+                + "run=network+10.8.0.2/24+10.8.0.1,download+http://10.8.0.1:8000/file+\(file.hash)",
             ["--net", "tap=tap0,mac=52:54:00:aa:bb:cc"], in: network)
         try moveWhileTransferring(run, guest, server)
     }

@@ -32,7 +32,7 @@ struct UpgradeAllTests {
         return (result.end, try JSONDecoder().decode(Total.self, from: Data(result.output.utf8)))
     }
 
-    @Test("eight guests change process by one command, three at a time, and all go on; one that cannot stays, and is told of")
+    @Test("eight guests change process by one command, three at a time, and all go on; those that cannot stay")
     func all() throws {
         let run = try MonitorRun()
         #expect(try run.command(["upgrade", "--all"]).end == .exited(status: 66), "nobody runs")

@@ -165,7 +165,7 @@ enum HelpText {
     static let subcommands = [
         "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "cancel",
         "check",
-        "save", "restore", "qmp", "analyze", "completion", "exit-status",
+        "save", "restore", "upgrade", "qmp", "analyze", "completion", "exit-status",
     ]
 
     static func golden(_ subcommand: String, now: String) throws -> String {

@@ -141,7 +141,9 @@ struct UpgradePlan: Sendable {
 extension UpgradePlan {
     /// Asks the kernel, with a page of no importance.
     static func kernelSplices() -> Bool {
-        guard let pipe = try? PagePipe.make(), let page = try? OwnedMapping(byteCount: hostPageSize) else { return false }
+        guard let pipe = try? PagePipe.make(), let page = try? OwnedMapping(byteCount: hostPageSize) else {
+            return false
+        }
         return PipeProbe.splices(page, into: pipe.writeEnd)
     }
 }

@@ -77,7 +77,7 @@ final class UpgradeSource: HandoverSubject {
         blobs["disks"] = parcel.blobs.bytes
         return HandoverDescription(
             configuration: blobs.bytes,
-            blocks: guest.ramBlocks.map { 
+            blocks: guest.ramBlocks.map {
                 .init(name: $0.name, byteCount: $0.byteCount, file: plan.channel == .memfd ? $0.file : nil)
             },
             resources: resources)
