@@ -135,7 +135,12 @@ let package = Package(
             path: "Tests/Support/HandoverProbe", swiftSettings: strict),
         tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
         tests("LocalMigrationTests", ["LinuxCalls", "key-value-server", "ProcessTestKit"]),
-        tests("InteroperabilityTests", ["LinuxCalls", "Machine", "MigrationStream", "ProcessTestKit"]),
+        tests(
+            "InteroperabilityTests",
+            vocabulary + [
+                "LinuxCalls", "Machine", "MigrationStream", "MigrationEngine", "MigrationChannels", "Supervisor",
+                "ProcessTestKit",
+            ]),
     ]
 )
 

@@ -191,4 +191,10 @@ package protocol StatefulComponent: AnyObject, Sendable {
     var readableVersions: ClosedRange<UInt32> { get }
     /// Runs every field through the coder. When decoding, nothing may take effect until all fields were read and judged.
     func codeState(with coder: inout any StateCoder) throws(StateError)
+    /// What a section that is read and never written holds, for the user who may miss it; nil for all others.
+    var surplus: String? { get }
+}
+
+extension StatefulComponent {
+    package var surplus: String? { nil }
 }

@@ -65,6 +65,7 @@ package enum AdoptedBackend {
         -> any NetworkBackend & TransferableBackend
     {
         switch handover.kind {
+        case UnpluggedNetwork.kind: UnpluggedNetwork()
         case TapBackend.kind: try TapBackend(adopting: handover, loop: loop)
         default: try StreamSocketBackend(adopting: handover, loop: loop)
         }

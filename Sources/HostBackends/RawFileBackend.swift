@@ -19,6 +19,9 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
     /// For messages.
     package let path: String
     private let file: OwnedDescriptor
+    private let holdsLock = Atomic<Bool>(false)
+    /// ``lock()`` was called last, not ``unlock()``.
+    package var isLocked: Bool { holdsLock.load(ordering: .relaxed) }
     /// Cleared when the file system says that it cannot.
     private let canPunchHoles = Atomic<Bool>(true)
     private let canZeroRanges = Atomic<Bool>(true)
@@ -61,6 +64,7 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
         let isLocked = try backendCall("cannot lock disk image \(path)") { () throws(SystemCallError) in
             try FileLock.take(isReadOnly ? .shared : .exclusive, on: file)
         }
+        holdsLock.store(isLocked, ordering: .relaxed)
         guard !isLocked else { return }
         let status = try? file.status()
         let holder = status.flatMap { LockHolder.describe(device: $0.device, inode: $0.inode) }
@@ -73,6 +77,7 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
     /// Gives the lock up. The guest must not run until ``lock()``.
     package func unlock() throws(BackendError) {
         try backendCall("cannot unlock disk image \(path)") { () throws(SystemCallError) in try FileLock.release(file) }
+        holdsLock.store(false, ordering: .relaxed)
     }
 
     package convenience init(adopting handover: BackendHandover) throws(BackendError) {

@@ -22,14 +22,19 @@ package struct MachineConfiguration: Codable, Hashable, Sendable {
         package var identifier: String
         /// Six bytes, for a network device.
         package var macAddress: [UInt8]?
+        /// 0 to 7; nil takes the highest that is free.
+        package var slot: Int?
         /// Serial number of a block device, as the guest sees it; at most 20 bytes of ASCII.
         package var serial: String?
 
-        package init(kind: Kind, identifier: String, macAddress: [UInt8]? = nil, serial: String? = nil) {
+        package init(
+            kind: Kind, identifier: String, macAddress: [UInt8]? = nil, serial: String? = nil, slot: Int? = nil
+        ) {
             self.kind = kind
             self.identifier = identifier
             self.macAddress = macAddress
             self.serial = serial
+            self.slot = slot
         }
     }
 
@@ -73,6 +78,10 @@ package struct MachineConfiguration: Codable, Hashable, Sendable {
         }
         guard Set(devices.map(\.identifier)).count == devices.count else {
             throw .configuration("two devices have the same identifier")
+        }
+        let slots = devices.compactMap(\.slot)
+        guard Set(slots).count == slots.count, slots.allSatisfy({ (0..<Self.deviceCountMax).contains($0) }) else {
+            throw .configuration("two devices want the same virtio slot, or one that is not there")
         }
         for device in devices {
             if let address = device.macAddress, address.count != 6 || address[0] & 1 != 0 {

@@ -153,6 +153,7 @@ package final class VirtMachine: Sendable {
         components += flash as [any StatefulComponent]
         components += slots.components
         components.append(globalState)
+        components += [SlirpSection(), ACPIBuildSection()] as [any StatefulComponent]
         self.components = components
         loader = BootLoader(
             configuration: configuration, isa: isa, virtioSlots: slots.used, memory: memory.memory, mrom: memory.mrom)

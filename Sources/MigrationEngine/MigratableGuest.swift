@@ -24,9 +24,13 @@ package protocol MigratableGuest: AnyObject, Sendable {
     var components: [any StatefulComponent] { get }
     /// Called at the destination when every component is loaded, before ``resume()``: derive what is not in the state.
     func finishLoading() throws
+    /// Blocks that a source may have and this guest does without: name, and how many bytes one may have. What comes for
+    /// them is dropped.
+    var surplusBlocks: [String: Int] { get }
 }
 
 extension MigratableGuest {
     /// Guest-physical address of a block, for `x-ignore-shared`.
     package func guestAddress(of block: RAMBlock) -> UInt64 { 0 }
+    package var surplusBlocks: [String: Int] { [:] }
 }

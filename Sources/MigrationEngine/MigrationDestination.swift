@@ -204,7 +204,8 @@ final class DestinationDriver {
         guard received.machineName == owner.guest.machineName else {
             throw MigrationError(
                 .machineMismatch, in: .setup,
-                "the stream is for machine \(received.machineName), this is \(owner.guest.machineName)")
+                "the stream is for machine \(received.machineName), this is \(owner.guest.machineName); start both sides "
+                    + "with the same machine")
         }
         if let bits = received.pageBits, bits != guestPageSize.trailingZeroBitCount {
             throw MigrationError(.machineMismatch, in: .setup, "the source has pages of 2^\(bits) bytes")
@@ -246,7 +247,19 @@ final class DestinationDriver {
             try advance(.deviceSection, "section \(header.name)")
             try receiveComponent(header)
         }
-        try input.decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.endSection(&cursor) }
+        do throws(MigrationError) {
+            try input.decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.endSection(&cursor) }
+        } catch {
+            var error = error
+            if error.code == .streamMalformed {
+                error.message =
+                    "section \(header.name) \(header.instance) has another size here; it is from a release that is not "
+                    + "understood, or damaged"
+            } else if error.code == .channelClosed {
+                error.message = "the stream ended inside section \(header.name) \(header.instance)"
+            }
+            throw error
+        }
     }
 
     private func receiveComponent(_ header: SectionHeader) throws(MigrationError) {
@@ -262,6 +275,9 @@ final class DestinationDriver {
             var error = error
             if error.code == .stateRejected || error.code == .streamMalformed {
                 error.message = "section \(header.name) \(header.instance) was not taken"
+            } else if error.code == .channelClosed {
+                error.message =
+                    "the stream ended inside section \(header.name) \(header.instance); take it from the source again"
             }
             throw error
         }
@@ -342,6 +358,9 @@ final class DestinationDriver {
         input.phase = .commit
         try receiver.requireComplete()
         try register.requireAll()
+        let surplus =
+            register.surplus + receiver.surplus.map { "RAM block \($0) was left out: it is not the guest's own" }
+        if !surplus.isEmpty { owner.report(notify: false) { $0.notices += surplus } }
         do { try owner.guest.finishLoading() } catch {
             throw MigrationError(.stateRejected, in: .commit, "the loaded state does not fit together", cause: error)
         }

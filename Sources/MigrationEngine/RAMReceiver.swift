@@ -18,6 +18,9 @@ package final class RAMReceiver {
     package private(set) var hasStarted = false
     package private(set) var hasEnded = false
     package private(set) var progress = RAMProgress()
+    /// Blocks that were listed and are not the guest's.
+    package private(set) var surplus: [String] = []
+    private let surplusBlocks: [String: Int]
     /// A run of flipped pages that is still growing.
     private var flipped: PageRun?
 
@@ -25,11 +28,19 @@ package final class RAMReceiver {
         guest: any MigratableGuest, configuration: MigrationConfiguration, hooks: (any DestinationRAMHooks)?
     ) {
         self.hooks = hooks
-        blocks = guest.ramBlocks
+        surplusBlocks = guest.surplusBlocks
+        // Memory that nobody looks at: a few pages for as long as the stream lasts.
+        let dropped = surplusBlocks.sorted { $0.key < $1.key }.compactMap { name, byteCount in
+            try? RAMBlock(name: name, byteCount: byteCount, backend: .anonymous)
+        }
+        blocks = guest.ramBlocks + dropped
         isIgnored = blocks.map { configuration.sharedBlocks.contains($0.name) }
         decoder = RAMDecoder(
-            blocks: RAMSender.descriptions(of: guest, configuration), options: RAMSender.options(configuration),
-            limits: configuration.limits)
+            blocks: RAMSender.descriptions(of: guest, configuration)
+                + dropped.map { block in
+                    RAMBlockDescription(
+                        name: block.name, byteCount: UInt64(guestPageSize), byteCountMax: UInt64(block.byteCount))
+                }, options: RAMSender.options(configuration), limits: configuration.limits)
         mayHoldData = blocks.map { block in
             var set = PageSet(pageCount: block.pageCount)
             guard var map = DataMap(block) else {
@@ -51,7 +62,7 @@ package final class RAMReceiver {
             if !configuration.has(.postcopyRAM) { set.insertAll() }
             return set
         }
-        for (index, block) in blocks.enumerated() where !isIgnored[index] {
+        for (index, block) in guest.ramBlocks.enumerated() where !isIgnored[index] {
             progress.totalByteCount += UInt64(block.byteCount)
         }
     }
@@ -75,10 +86,13 @@ package final class RAMReceiver {
             guard decoder.isListComplete else {
                 throw MigrationError(.ramMismatch, in: input.phase, "the stream has no list of RAM blocks")
             }
-            let missing = decoder.missingBlocks
+            surplus = listed.map(\.name).filter { surplusBlocks[$0] != nil }
+            listed.removeAll { surplusBlocks[$0.name] != nil }
+            let missing = decoder.missingBlocks.filter { surplusBlocks[$0] == nil }
             guard missing.isEmpty else {
                 throw MigrationError(
-                    .ramMismatch, in: input.phase, "the source has no RAM block \(missing.joined(separator: ", "))")
+                    .ramMismatch, in: input.phase,
+                    "the source has no RAM block \(missing.joined(separator: ", ")): it is another machine")
             }
             hooks?.blocksListed(listed)
         }

@@ -36,17 +36,21 @@ package struct SectionRegister {
         let key = Key(name: name, instance: instance)
         guard let component = components[key] else {
             throw MigrationError(
-                .unknownSection, in: .switchover, "this machine has no section \(Self.text(key)) (version \(version))")
+                .unknownSection, in: .switchover,
+                "this machine has no section \(Self.text(key)) (version \(version)); give it that device, or start the "
+                    + "source without it")
         }
         guard !received.contains(key) else {
-            throw MigrationError(.doubledSection, in: .switchover, "section \(Self.text(key)) came twice")
+            throw MigrationError(
+                .doubledSection, in: .switchover,
+                "section \(Self.text(key)) came twice; the stream is damaged, take it from the source again")
         }
         guard component.readableVersions.contains(version) else {
             let range = component.readableVersions
             throw MigrationError(
                 .stateRejected, in: .switchover,
-                "section \(Self.text(key)) has version \(version), known are \(range.lowerBound) to \(range.upperBound)"
-            )
+                "section \(Self.text(key)) has version \(version), known are \(range.lowerBound) to \(range.upperBound); "
+                    + "the source is a release that is not understood here")
         }
         received.insert(key)
         let fitting = candidates.filter { component.sectionVersion(for: $0) == version }
@@ -64,7 +68,17 @@ package struct SectionRegister {
         }
         guard let fewest else { return }
         throw MigrationError(
-            .missingSection, in: .commit, "the stream ended without section \(fewest.joined(separator: ", "))")
+            .missingSection, in: .commit,
+            "the stream ended without section \(fewest.joined(separator: ", ")); start this side without the device, or "
+                + "take the stream from the source again")
+    }
+
+    /// What each section that came and is not needed holds.
+    package var surplus: [String] {
+        order.compactMap { key in
+            guard received.contains(key), let text = components[key]?.surplus else { return nil }
+            return "section \(Self.text(key)) was read and left out: \(text)"
+        }
     }
 
     private static func text(_ key: Key) -> String {

@@ -79,7 +79,9 @@ package import MigrationStream
             MigrationError(.channelClosed, in: phase, "the stream ended too early", cause: error)
         case .limitExceeded: MigrationError(.limitExceeded, in: phase, "the stream asks for too much", cause: error)
         case .state: MigrationError(.stateRejected, in: phase, "a component did not take its state", cause: error)
-        case .unknownBlock: MigrationError(.ramMismatch, in: phase, "RAM differs", cause: error)
+        case .unknownBlock, .blockDiffers:
+            MigrationError(
+                .ramMismatch, in: phase, "RAM differs; give both sides the same machine and the same RAM", cause: error)
         default: MigrationError(.streamMalformed, in: phase, "the stream is malformed", cause: error)
         }
     }

@@ -255,7 +255,7 @@ package struct RAMDecoder: Sendable {
                 byteCount == local.byteCount || byteCount <= local.byteCountMax && local.byteCountMax > local.byteCount
             else {
                 throw StreamError(
-                    .invalid("block \(name) has \(byteCount) bytes at the source and \(local.byteCount) here"),
+                    .blockDiffers("block \(name) has \(byteCount) bytes at the source and \(local.byteCount) here"),
                     at: start)
             }
         } else {

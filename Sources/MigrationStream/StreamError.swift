@@ -24,6 +24,8 @@ package struct StreamError: Error, Hashable, Sendable, CustomStringConvertible {
         case footerMismatch(expected: UInt32, found: UInt32)
         case unknownRAMFlags(RAMFlags)
         case unknownBlock(String)
+        /// A block has another size on this side; the text says which.
+        case blockDiffers(String)
         case noBlockToContinue
         case addressOutsideBlock(block: String, address: UInt64)
         case unknownReturnPathMessage(UInt16)
@@ -67,6 +69,7 @@ package struct StreamError: Error, Hashable, Sendable, CustomStringConvertible {
             case .missingFooter(let section): "section \(section) has no footer"
             case .footerMismatch(let expected, let found): "footer of section \(found) after section \(expected)"
             case .unknownRAMFlags(let flags): "RAM flags \(hexadecimal(flags.rawValue)) are not understood"
+            case .blockDiffers(let text): text
             case .unknownBlock(let name): "unknown RAM block \(name)"
             case .noBlockToContinue: "a page continues a RAM block before any was named"
             case .addressOutsideBlock(let block, let address): "\(hexadecimal(address)) is outside RAM block \(block)"

@@ -39,12 +39,15 @@ struct ISAExtensions: OptionSet, Hashable, Sendable {
     static let zbs = ISAExtensions(rawValue: 1 << 16)
     static let sstc = ISAExtensions(rawValue: 1 << 17)
     static let svadu = ISAExtensions(rawValue: 1 << 18)
+    static let zawrs = ISAExtensions(rawValue: 1 << 19)
+    static let zfa = ISAExtensions(rawValue: 1 << 20)
 
     /// In the canonical order of ISA strings.
     static let names: [(name: String, value: ISAExtensions)] = [
         ("m", .m), ("a", .a), ("f", .f), ("d", .d), ("c", .c),
         ("zicbom", .zicbom), ("zicbop", .zicbop), ("zicboz", .zicboz), ("zicntr", .zicntr), ("zicsr", .zicsr),
         ("zifencei", .zifencei), ("zihintpause", .zihintpause), ("zihpm", .zihpm),
+        ("zawrs", .zawrs), ("zfa", .zfa),
         ("zba", .zba), ("zbb", .zbb), ("zbc", .zbc), ("zbs", .zbs), ("sstc", .sstc), ("svadu", .svadu),
     ]
 }
@@ -76,7 +79,7 @@ package struct RISCVConfiguration: Sendable, Hashable {
 
     /// All there is.
     package static let standard: RISCVConfiguration = {
-        RISCVConfiguration(extensions: ISAExtensions(rawValue: (1 << 19) - 1).subtracting(.zihpm), translation: .sv57)
+        RISCVConfiguration(extensions: ISAExtensions(rawValue: (1 << 21) - 1).subtracting(.zihpm), translation: .sv57)
     }()
 
     private init(extensions: ISAExtensions, translation: AddressTranslation) {

@@ -114,6 +114,9 @@ extension RISCVHart {
         case 0x344:
             updateTimer()
             csrValue = pendingValue
+        case 0x34a, 0x34b:
+            guard hypervisorWasOffered else { return false }
+            csrValue = 0
         case 0x3a0, 0x3a2:
             let first = (number - 0x3a0) * 4
             csrValue = 0
@@ -213,6 +216,7 @@ extension RISCVHart {
             if hasSupervisorTimer { writable &= ~Interrupt.supervisorTimer }
             softwarePending = softwarePending & ~writable | value & writable
             return afterInterruptChange()
+        case 0x34a, 0x34b: return hypervisorWasOffered ? .done : .absent
         case 0x3a0, 0x3a2:
             let first = (number - 0x3a0) * 4
             for index in 0..<8 {
@@ -296,6 +300,11 @@ extension RISCVHart {
             if privilege == 0 || (privilege == 1 && status & Status.tw != 0) { return raiseIllegal(ip) }
             wantsToWait = true
             return leaveAfter(ip)
+        case 0x00d0_0073, 0x01d0_0073:
+            // They may end for any reason; whoever has the reservation needs the processor we run on.
+            if instruction == 0x00d0_0073, privilege < 3, status & Status.tw != 0 { return raiseIllegal(ip) }
+            pause()
+            return ip + 1
         default: break
         }
         if instruction & 0xfe00_7fff == 0x1200_0073 {

@@ -84,11 +84,16 @@ extension RISCVHart {
             let chosen = f3 == 0 ? b : f3 == 1 ? ~b : a ^ b
             setSingle(rd, a & ~sign | chosen & sign)
         case 0b00101:
-            setSingle(
-                rd,
-                f3 == 0
-                    ? SoftFloat.min32(single(rs1), single(rs2), &flags)
-                    : SoftFloat.max32(single(rs1), single(rs2), &flags))
+            let a = single(rs1)
+            let b = single(rs2)
+            switch f3 {
+            case 0: setSingle(rd, SoftFloat.min32(a, b, &flags))
+            case 1: setSingle(rd, SoftFloat.max32(a, b, &flags))
+            case 2: setSingle(rd, SoftFloat.minimum32(a, b, &flags))
+            default: setSingle(rd, SoftFloat.maximum32(a, b, &flags))
+            }
+        case 0b01000 where rs2 >= 4:
+            setSingle(rd, SoftFloat.round32(single(rs1), mode, isExact: rs2 == 5, &flags))
         case 0b01000: setSingle(rd, SoftFloat.f64ToF32(double(rs1), mode, &flags))
         case 0b10100:
             let a = single(rs1)
@@ -97,6 +102,7 @@ extension RISCVHart {
             switch f3 {
             case 0: result = SoftFloat.le32(a, b, &flags)
             case 1: result = SoftFloat.lt32(a, b, &flags)
+            case 4, 5: result = SoftFloat.quietLess32(a, b, orEqual: f3 == 4, &flags)
             default: result = SoftFloat.eq32(a, b, &flags)
             }
             ip.set(x, result ? 1 : 0)
@@ -118,6 +124,7 @@ extension RISCVHart {
             }
         case 0b11100:
             if f3 == 0 { ip.set(x, double(rs1).word) } else { ip.set(x, SoftFloat.classify32(single(rs1))) }
+        case 0b11110 where rs2 == 1: setSingle(rd, SoftFloat.constant32(Int(rs1)))
         default: setSingle(rd, ip.a(x).low)
         }
     }
@@ -139,11 +146,16 @@ extension RISCVHart {
             let chosen = f3 == 0 ? b : f3 == 1 ? ~b : a ^ b
             setDouble(rd, a & ~sign | chosen & sign)
         case 0b00101:
-            setDouble(
-                rd,
-                f3 == 0
-                    ? SoftFloat.min64(double(rs1), double(rs2), &flags)
-                    : SoftFloat.max64(double(rs1), double(rs2), &flags))
+            let a = double(rs1)
+            let b = double(rs2)
+            switch f3 {
+            case 0: setDouble(rd, SoftFloat.min64(a, b, &flags))
+            case 1: setDouble(rd, SoftFloat.max64(a, b, &flags))
+            case 2: setDouble(rd, SoftFloat.minimum64(a, b, &flags))
+            default: setDouble(rd, SoftFloat.maximum64(a, b, &flags))
+            }
+        case 0b01000 where rs2 >= 4:
+            setDouble(rd, SoftFloat.round64(double(rs1), mode, isExact: rs2 == 5, &flags))
         case 0b01000: setDouble(rd, SoftFloat.f32ToF64(single(rs1), &flags))
         case 0b10100:
             let a = double(rs1)
@@ -152,6 +164,7 @@ extension RISCVHart {
             switch f3 {
             case 0: result = SoftFloat.le64(a, b, &flags)
             case 1: result = SoftFloat.lt64(a, b, &flags)
+            case 4, 5: result = SoftFloat.quietLess64(a, b, orEqual: f3 == 4, &flags)
             default: result = SoftFloat.eq64(a, b, &flags)
             }
             ip.set(x, result ? 1 : 0)
@@ -161,6 +174,7 @@ extension RISCVHart {
             case 0: ip.setWord(x, UInt32(bitPattern: SoftFloat.f64ToI32(a, mode, &flags)))
             case 1: ip.setWord(x, SoftFloat.f64ToU32(a, mode, &flags))
             case 2: ip.set(x, UInt64(bitPattern: SoftFloat.f64ToI64(a, mode, &flags)))
+            case 8: ip.setWord(x, UInt32(bitPattern: SoftFloat.f64ToI32Modulo(a, &flags)))
             default: ip.set(x, SoftFloat.f64ToU64(a, mode, &flags))
             }
         case 0b11010:
@@ -173,6 +187,7 @@ extension RISCVHart {
             }
         case 0b11100:
             if f3 == 0 { ip.set(x, double(rs1)) } else { ip.set(x, SoftFloat.classify64(double(rs1))) }
+        case 0b11110 where rs2 == 1: setDouble(rd, SoftFloat.constants64[Int(rs1)])
         default: setDouble(rd, ip.a(x))
         }
     }

@@ -43,7 +43,7 @@ extension RISCVHart {
         }
         image.pc = pc
         image.frm = x[Word.frm]
-        image.misa = misa & 0x3ff_ffff
+        image.misa = misa & 0x3ff_ffff | (hypervisorWasOffered ? 1 << 7 : 0)
         image.priv = privilege
         image.resetvec = resetVector
         image.mhartid = UInt64(index)
@@ -197,6 +197,7 @@ extension RISCVHart {
         let supervisor =
             EnvironmentConfiguration.fiom | EnvironmentConfiguration.cbie
             | EnvironmentConfiguration.cbcfe | EnvironmentConfiguration.cbze
+        hypervisorWasOffered = image.misa & 1 << 7 != 0
         ignoresMemoryTypes = image.menvcfg & EnvironmentConfiguration.pbmte != 0
         senvcfg = image.senvcfg & supervisor
         menvcfg = image.menvcfg & (supervisor | EnvironmentConfiguration.stce | EnvironmentConfiguration.adue)

@@ -38,6 +38,9 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     var otherKey: UInt64 = 0
     /// A loaded state had `menvcfg.PBMTE` set, which this hart has not: its page tables may name memory types, all alike here.
     var ignoresMemoryTypes = false
+    /// The guest booted on a processor with the hypervisor extension. OpenSBI 1.6 then reads `mtinst` and `mtval2` at each
+    /// trap, whatever `misa` says by now: they are there and zero.
+    var hypervisorWasOffered = false
     /// No room for code is left: drop everything before the next block.
     var mustDropCode = false
 
@@ -199,6 +202,7 @@ package final class RISCVHart: Processor, @unchecked Sendable {
         mtvec = 0
         mcounteren = 0
         mcountinhibit = 0
+        hypervisorWasOffered = false
         ignoresMemoryTypes = false
         menvcfg = configuration.extensions.contains(.svadu) ? EnvironmentConfiguration.adue : 0
         mscratch = 0

@@ -3,6 +3,7 @@ import Glibc
 package import LinuxCalls
 package import Machine
 import MigrationChannels
+import MigrationEngine
 import Synchronization
 
 /// A process that runs one guest, from its configuration to its exit status.
@@ -104,9 +105,15 @@ package enum GuestProcess {
         }
     }
 
-    private static func run(
+    /// A guest whose memory is here and whose state is to be read.
+    struct Arrived: Sendable {
+        var files: [String: OwnedDescriptor]
+        var transport: any MigrationTransport
+    }
+
+    static func run(
         _ configuration: RunConfiguration, _ directory: RunDirectory, _ signals: SignalDescriptor,
-        _ keeper: ProcessKeeper?
+        _ keeper: ProcessKeeper?, arrived: Arrived? = nil
     ) throws -> Int32 {
         let loop = try EventLoop(name: "monitor")
         defer { loop.stop() }
@@ -115,7 +122,7 @@ package enum GuestProcess {
         let backends = try GuestBackends(
             configuration, directory: directory, loop: loop, quit: { quitRequest.request(bySignal: false) })
         defer { backends.close() }
-        let guest = try makeGuest(configuration, backends)
+        let guest = try makeGuest(configuration, backends, adopting: arrived?.files ?? [:])
         do {
             let supervisor = try Supervisor(
                 loop: loop, guest: guest, configuration: configuration, directory: directory,
@@ -126,7 +133,7 @@ package enum GuestProcess {
             quitRequest.connect(supervisor)
             let token = try watch(signals, for: supervisor)
             defer { loop.remove(token) }
-            try serve(supervisor, configuration, directory)
+            try serve(supervisor, configuration, directory, arrived)
             ServiceManager.tell(isReady: true)
             return supervisor.waitForEnd()
         } catch {
@@ -136,7 +143,7 @@ package enum GuestProcess {
     }
 
     /// Signals become input of the monitor, and descriptors may be as many as the system allows.
-    private static func prepareProcess() throws(SystemCallError) -> SignalDescriptor {
+    static func prepareProcess() throws(SystemCallError) -> SignalDescriptor {
         _ = signal(SIGPIPE, SIG_IGN)
         var limit = rlimit()
         if unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0, limit.rlim_cur < limit.rlim_max {
@@ -146,13 +153,15 @@ package enum GuestProcess {
         return try SignalDescriptor([SIGTERM, SIGINT, SIGHUP, SIGUSR2])
     }
 
-    private static func makeGuest(_ configuration: RunConfiguration, _ backends: GuestBackends) throws -> VirtGuest {
+    private static func makeGuest(
+        _ configuration: RunConfiguration, _ backends: GuestBackends, adopting files: [String: OwnedDescriptor]
+    ) throws -> VirtGuest {
         let events = VirtGuest.EventSink()
         do {
             let machine = try VirtMachine(
-                configuration: configuration.machineConfiguration, backends: backends.machineBackends
+                configuration: configuration.machineConfiguration, backends: backends.machineBackends, adopting: files
             ) { events.observe($0) }
-            let guest = VirtGuest(machine: machine, events: events)
+            let guest = VirtGuest(machine: machine, events: events, backends: backends)
             if configuration.incoming == nil {
                 do { try machine.loadImages() } catch {
                     guest.shutDown()
@@ -167,9 +176,9 @@ package enum GuestProcess {
     }
 
     /// Opens the QMP sockets, says who we are, and lets the guest go.
-    private static func serve(_ supervisor: Supervisor, _ configuration: RunConfiguration, _ directory: RunDirectory)
-        throws
-    {
+    private static func serve(
+        _ supervisor: Supervisor, _ configuration: RunConfiguration, _ directory: RunDirectory, _ arrived: Arrived?
+    ) throws {
         var sockets: [(OwnedDescriptor, ListenAddress)] = []
         for address in [.unix(directory.qmpSocketPath)] + configuration.qmp {
             do throws(SystemCallError) { sockets.append(try QMPServer.bind(address)) } catch {
@@ -182,7 +191,13 @@ package enum GuestProcess {
         supervisor.loop.perform {
             do {
                 for (descriptor, address) in list { try supervisor.server.listen(descriptor, as: address) }
-                if let uri = configuration.incoming { try supervisor.awaitGuest(from: uri) } else { supervisor.start() }
+                if let arrived {
+                    supervisor.migration.receive(over: arrived.transport)
+                } else if let uri = configuration.incoming {
+                    try supervisor.awaitGuest(from: uri)
+                } else {
+                    supervisor.start()
+                }
             } catch {
                 failure.withLock { $0 = error }
             }
@@ -207,7 +222,9 @@ extension RunConfiguration {
         result.memoryByteCount = memory
         result.memoryBackend = memoryBackend
         result.hartCount = processorCount
-        result.isa = isa
+        result.isa = isa ?? compatibility.flatMap { VirtMachine.isa(compatibleWith: $0) }
+        // QEMU 7.2 shows a guest the same largest queue for every device.
+        if compatibility == .qemu7_2 { result.queueSizeLimit = 1024 }
         result.firmwarePath = firmware
         result.kernelPath = kernel
         result.initrdPath = initrd

@@ -1,3 +1,4 @@
+package import ComponentState
 package import GuestMemory
 package import MigrationEngine
 
@@ -16,6 +17,18 @@ package protocol SupervisedGuest: MigratableGuest {
     func shutDown()
     /// Tells what the guest does to itself. Called from any thread, also while `pause` waits; must not block.
     func setEventHandler(_ handler: @escaping @Sendable (GuestEvent) -> Void)
+    /// Makes sure that nobody else uses the guest's disk images; called before it runs. Idempotent.
+    func claimImages() throws
+    /// Lets another process have the disk images; called while paused.
+    func releaseImages() throws
+    /// Why the guest cannot go on under a release that writes `layout`, as far as is known.
+    func obstacle(to layout: StateLayout) -> String?
+}
+
+extension SupervisedGuest {
+    package func claimImages() throws {}
+    package func releaseImages() throws {}
+    package func obstacle(to layout: StateLayout) -> String? { nil }
 }
 
 /// What the monitor can tell of one processor of the guest.

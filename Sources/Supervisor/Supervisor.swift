@@ -52,6 +52,7 @@ package final class Supervisor: @unchecked Sendable {
         worker = try SerialWorker(name: "life-cycle")
         server = QMPServer(loop: loop, version: Product.qmpVersion, executor: self)
         migration = MigrationControl(supervisor: self, loop: loop)
+        if let layout = configuration.compatibility { migration.settings.layout = layout }
         guest.setEventHandler { [weak self] event in
             guard let self else { return }
             self.loop.perform { self.handle(event) }

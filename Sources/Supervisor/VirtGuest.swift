@@ -9,6 +9,7 @@ package final class VirtGuest: SupervisedGuest {
     package let machine: VirtMachine
     /// Events from before there was somebody to tell.
     private let sink: EventSink
+    private let backends: GuestBackends?
 
     /// Passes the machine's events on; the machine wants its observer before there is a supervisor.
     package final class EventSink: Sendable {
@@ -46,8 +47,10 @@ package final class VirtGuest: SupervisedGuest {
     }
 
     /// - Parameter events: What the machine was given as its observer.
-    package init(machine: VirtMachine, events: EventSink) {
+    /// - Parameter backends: Whose images are to be locked while the guest runs; nil when it has none.
+    package init(machine: VirtMachine, events: EventSink, backends: GuestBackends? = nil) {
         self.machine = machine
+        self.backends = backends
         sink = events
     }
 
@@ -75,7 +78,14 @@ package final class VirtGuest: SupervisedGuest {
     package func restartDirtyTracking() throws { machine.restartDirtyTracking() }
     package func setThrottle(percent: Int) { machine.setThrottle(percent: percent) }
     package func pause() throws { try machine.pause() }
-    package func resume() throws { try machine.resume() }
+    package func resume() throws {
+        try claimImages()
+        try machine.resume()
+    }
+    package func claimImages() throws { try backends?.lockImages() }
+    package func releaseImages() throws { try backends?.unlockImages() }
+    package func obstacle(to layout: StateLayout) -> String? { machine.obstacle(to: layout) }
+    package var surplusBlocks: [String: Int] { VirtMachine.surplusBlocks }
     package var isRunning: Bool { machine.isRunning }
     package var components: [any StatefulComponent] {
         // The engine writes and reads whether the guest ran itself.

@@ -32,6 +32,9 @@ package final class VirtioMMIOTransport: BusDevice {
 
     deinit { core?.stop() }
 
+    /// A device is in the slot.
+    package var isOccupied: Bool { core != nil }
+
     package var name: String { core?.device.identity.name ?? "virtio-mmio" }
 
     /// Bytes of guest-physical space that the register file takes.

@@ -61,7 +61,7 @@ struct CapturedStream {
         }
     }
 
-    private static func unpack(_ name: String) throws -> [UInt8] {
+    static func unpack(_ name: String) throws -> [UInt8] {
         let corpus = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
             .appending(path: "MigrationStreamTests/Corpus/\(name).gz")
         let process = Process()

@@ -163,7 +163,8 @@ struct ToolRunTests {
 /// Golden help texts in `Tests/Tools/help`. `SIDESTEP_RECORD=1` writes them anew.
 enum HelpText {
     static let subcommands = [
-        "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "cancel",
+        "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "receive",
+        "bridge", "cancel",
         "check",
         "save", "restore", "upgrade", "qmp", "analyze", "completion", "exit-status",
     ]

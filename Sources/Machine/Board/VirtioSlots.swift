@@ -18,11 +18,11 @@ struct VirtioSlots: Sendable {
         var used: [Int] = []
         var transports: [VirtioMMIOTransport] = []
         var networks: [(VirtioNetwork, VirtioMMIOTransport)] = []
+        let places = Self.places(of: configuration.devices)
         for slot in (0..<VirtMemoryMap.virtioSlotCount).reversed() {
             var device: (any VirtioDevice)?
-            if configuration.devices.indices.contains(transports.count) {
-                device = try Self.makeDevice(
-                    configuration.devices[transports.count], index: transports.count, backends: backends)
+            if let index = places[slot] {
+                device = try Self.makeDevice(configuration.devices[index], index: index, backends: backends)
                 used.append(slot)
             }
             let transport = VirtioMMIOTransport(
@@ -35,6 +35,15 @@ struct VirtioSlots: Sendable {
         self.used = used
         self.transports = transports
         self.networks = networks
+    }
+
+    /// Which device is in a slot.
+    private static func places(of devices: [MachineConfiguration.Device]) -> [Int: Int] {
+        var places: [Int: Int] = [:]
+        for (index, device) in devices.enumerated() { if let slot = device.slot { places[slot] = index } }
+        var free = (0..<VirtMemoryMap.virtioSlotCount).filter { places[$0] == nil }
+        for (index, device) in devices.enumerated() where device.slot == nil { places[free.removeLast()] = index }
+        return places
     }
 
     private static func makeDevice(_ device: MachineConfiguration.Device, index: Int, backends: MachineBackends)
@@ -69,7 +78,7 @@ struct VirtioSlots: Sendable {
     }
 
     /// An empty slot has no state.
-    var components: [any StatefulComponent] { Array(transports.prefix(used.count)) }
+    var components: [any StatefulComponent] { transports.filter { $0.isOccupied } }
 
     /// Tells the guest's network drivers to announce themselves.
     func announceNetworks() { for (device, transport) in networks { device.announce(on: transport) } }

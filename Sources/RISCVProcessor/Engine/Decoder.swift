@@ -243,6 +243,8 @@ struct Decoder {
         case 0x73:
             if f3 == 4 { return illegal }
             if f3 != 0 { return outOfLine(.csr) }
+            // wrs.nto and wrs.sto: wait for a reservation to be lost.
+            if w == 0x00d0_0073 || w == 0x01d0_0073 { return has(.zawrs) ? outOfLine(.system) : illegal }
             return outOfLine(.system, w & 0xfe00_7fff == 0x1200_0073 ? .plain : .last)
         case 0x43, 0x47, 0x4b, 0x4f:
             guard has(.f), w >> 25 & 3 < 2, w >> 25 & 3 == 0 || has(.d) else { return illegal }
@@ -264,12 +266,13 @@ struct Decoder {
         case 0, 1, 2, 3: return true
         case 0b01011: return rs2 == 0
         case 0b00100: return f3 < 3
-        case 0b00101: return f3 < 2
-        case 0b01000: return rs2 == 1 - format && has(.d)
-        case 0b10100: return f3 < 3
-        case 0b11000, 0b11010: return rs2 < 4
+        case 0b00101: return f3 < 2 || (f3 < 4 && has(.zfa))
+        case 0b01000: return rs2 == 1 - format && has(.d) || (rs2 == 4 || rs2 == 5) && has(.zfa)
+        case 0b10100: return f3 < 3 || (f3 == 4 || f3 == 5) && has(.zfa)
+        case 0b11000: return rs2 < 4 || rs2 == 8 && f3 == 1 && format == 1 && has(.zfa)
+        case 0b11010: return rs2 < 4
         case 0b11100: return rs2 == 0 && f3 < 2
-        case 0b11110: return rs2 == 0 && f3 == 0
+        case 0b11110: return f3 == 0 && (rs2 == 0 || rs2 == 1 && has(.zfa))
         default: return false
         }
     }

@@ -20,6 +20,8 @@ package final class GuestBackends: @unchecked Sendable {
     private var console: Console?
     private var disks: [(identifier: String, backend: Disk)] = []
     private var networks: [(identifier: String, backend: Network)] = []
+    /// Further consoles of the guest have nobody at them.
+    private let consoles: [String: any ConsoleBackend]
     private var lateConsole: LateConsole?
     private var lateNetworks: [(identifier: String, backend: LateNetwork)] = []
     /// What `query-chardev` and `inspect` say of the console.
@@ -27,6 +29,46 @@ package final class GuestBackends: @unchecked Sendable {
 
     static func diskIdentifier(_ index: Int) -> String { "disk\(index)" }
     static func networkIdentifier(_ index: Int) -> String { "net\(index)" }
+    static func consoleIdentifier(_ index: Int) -> String { "console\(index)" }
+
+    private static func consoles(for configuration: RunConfiguration) -> [String: any ConsoleBackend] {
+        let count = configuration.slots?.count { $0.kind == .console } ?? 0
+        return Dictionary(uniqueKeysWithValues: (0..<count).map { (consoleIdentifier($0), NullConsole()) })
+    }
+
+    // MARK: Locks of disk images
+
+    /// Locks every image; does nothing for those that are locked here.
+    /// - Throws: When one is in use, with the name of who has it; none is locked then that was not before.
+    func lockImages() throws(BackendError) {
+        var taken: [RawFileBackend] = []
+        // Whoever has just lost the guest, or was refused it, may still be about to let go.
+        var attempts = 200
+        do throws(BackendError) {
+            for disk in disks {
+                guard let image = disk.backend as? RawFileBackend, !image.isLocked else { continue }
+                while true {
+                    do throws(BackendError) {
+                        try image.lock()
+                        break
+                    } catch {
+                        attempts -= 1
+                        guard error.errorNumber == EBUSY, attempts > 0 else { throw error }
+                        usleep(5000)
+                    }
+                }
+                taken.append(image)
+            }
+        } catch {
+            for image in taken { try? image.unlock() }
+            throw error
+        }
+    }
+
+    /// Gives the locks up, for whoever gets the guest. It must not run until ``lockImages()``.
+    func unlockImages() throws(BackendError) {
+        for disk in disks { try (disk.backend as? RawFileBackend)?.unlock() }
+    }
 
     /// Opens what the configuration names.
     /// - Parameter quit: Somebody asked at the console for the guest's end.
@@ -34,6 +76,9 @@ package final class GuestBackends: @unchecked Sendable {
         _ configuration: RunConfiguration, directory: RunDirectory, loop: EventLoop,
         quit: @escaping @Sendable () -> Void
     ) throws(Refusal) {
+        // Whoever has the guest still has its images.
+        let isLocking = configuration.incoming == nil
+        consoles = Self.consoles(for: configuration)
         self.loop = loop
         self.quit = quit
         let wanted = configuration.console ?? .null
@@ -43,7 +88,8 @@ package final class GuestBackends: @unchecked Sendable {
                 (
                     Self.diskIdentifier(index),
                     try Self.refusing("--disk") { () throws(BackendError) in
-                        try RawFileBackend(path: disk.path, isReadOnly: disk.isReadOnly)
+                        try RawFileBackend(
+                            path: disk.path, isReadOnly: disk.isReadOnly, isLocking: isLocking)
                     }
                 ))
         }
@@ -82,6 +128,7 @@ package final class GuestBackends: @unchecked Sendable {
         adopting disks: [(String, BackendHandover)], configuration: RunConfiguration, consoleDescription: String,
         loop: EventLoop, quit: @escaping @Sendable () -> Void
     ) throws {
+        consoles = Self.consoles(for: configuration)
         self.loop = loop
         self.quit = quit
         self.consoleDescription = consoleDescription
@@ -95,6 +142,7 @@ package final class GuestBackends: @unchecked Sendable {
         var result = MachineBackends(serial: lateConsole ?? console!)
         for disk in disks { result.blocks[disk.identifier] = disk.backend }
         for network in networks { result.networks[network.identifier] = network.backend }
+        result.consoles = consoles
         for network in lateNetworks { result.networks[network.identifier] = network.backend }
         return result
     }
@@ -146,6 +194,7 @@ package final class GuestBackends: @unchecked Sendable {
     private static func open(_ kind: NetworkConfiguration.Kind, _ loop: EventLoop) throws(BackendError) -> Network {
         switch kind {
         case .tap(let name): return try TapBackend(interface: name, loop: loop)
+        case .unplugged: return UnpluggedNetwork()
         case .socket(let path): return try StreamSocketBackend(path: path, loop: loop)
         case .descriptor(let number):
             let descriptor = try duplicate(number)
@@ -169,18 +218,24 @@ package final class GuestBackends: @unchecked Sendable {
 }
 
 extension RunConfiguration {
-    /// The virtio devices, in the order in which they take slots.
+    /// The virtio devices; without slots of their own, in the order in which they take them.
     var machineDevices: [MachineConfiguration.Device] {
-        var devices: [MachineConfiguration.Device] = []
-        for (index, _) in disks.enumerated() {
-            devices.append(.init(kind: .block, identifier: GuestBackends.diskIdentifier(index)))
+        let kinds: [(DeviceSlot.Kind, Int?)] =
+            slots.map { $0.map { ($0.kind, $0.number) } }
+            ?? disks.map { _ in (.disk, nil) } + networks.map { _ in (.network, nil) } + [(.entropy, nil)]
+        var counts: [DeviceSlot.Kind: Int] = [:]
+        return kinds.map { kind, slot in
+            let index = counts[kind, default: 0]
+            counts[kind] = index + 1
+            switch kind {
+            case .disk: return .init(kind: .block, identifier: GuestBackends.diskIdentifier(index), slot: slot)
+            case .network:
+                return .init(
+                    kind: .network, identifier: GuestBackends.networkIdentifier(index),
+                    macAddress: (networks[index].mac ?? MACAddress(card: index)).bytes, slot: slot)
+            case .console: return .init(kind: .console, identifier: GuestBackends.consoleIdentifier(index), slot: slot)
+            case .entropy: return .init(kind: .entropy, identifier: "entropy\(index)", slot: slot)
+            }
         }
-        for (index, network) in networks.enumerated() {
-            var device = MachineConfiguration.Device(kind: .network, identifier: GuestBackends.networkIdentifier(index))
-            device.macAddress = (network.mac ?? MACAddress(card: index)).bytes
-            devices.append(device)
-        }
-        devices.append(.init(kind: .entropy, identifier: "entropy0"))
-        return devices
     }
 }

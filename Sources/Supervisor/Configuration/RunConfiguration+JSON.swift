@@ -1,3 +1,4 @@
+package import ComponentState
 import GuestMemory
 package import QMPProtocol
 
@@ -33,6 +34,11 @@ extension RunConfiguration {
             case "virtio": virtio = try reader.choice(VirtioGeneration.self)
             case "disk": disks = try reader.list { (item) throws(Refusal) in try DiskConfiguration(json: item) }
             case "net": networks = try reader.list { (item) throws(Refusal) in try NetworkConfiguration(json: item) }
+            case "slots":
+                slots = try reader.list { (item) throws(Refusal) in
+                    try DeviceSlot(text: try MemberReader(key: "slots", value: item).string())
+                }
+            case "compat": compatibility = try Self.compatibility(argument: try reader.string())
             case "console": console = try ConsoleConfiguration(argument: try reader.string())
             case "paused": isPaused = try reader.boolean()
             case "qmp":
@@ -62,11 +68,24 @@ extension RunConfiguration {
         object["virtio"] = .string(virtio.rawValue)
         object["disk"] = .array(disks.map { ["path": .string($0.path), "readonly": .bool($0.isReadOnly)] })
         object["net"] = .array(networks.map { .string($0.argument) })
+        object["slots"] = slots.map { .array($0.map { .string($0.text) }) }
+        object["compat"] = compatibility.map { .string($0.rawValue) }
         object["console"] = console.map { .string($0.argument) }
         object["paused"] = .bool(isPaused)
         object["qmp"] = .array(qmp.map { .string($0.argument) })
         object["incoming"] = incoming.map { .string($0) }
         return .object(object)
+    }
+
+    /// Releases that `--compat` takes.
+    package static let compatibleReleases = StateLayout.allCases.filter { $0 != .native }.map(\.rawValue)
+
+    /// `--compat`.
+    package static func compatibility(argument text: String) throws(Refusal) -> StateLayout {
+        guard compatibleReleases.contains(text), let layout = StateLayout(rawValue: text) else {
+            throw Refusal(.usage, "--compat: '\(text)' is none of \(compatibleReleases.joined(separator: ", "))")
+        }
+        return layout
     }
 
     /// `--memory`.

@@ -1,3 +1,4 @@
+package import ComponentState
 package import GuestMemory
 
 /// Everything that decides what a guest is and what it is connected to: the flags of `sidestep run`, the configuration
@@ -26,6 +27,11 @@ package struct RunConfiguration: Hashable, Sendable {
     package var virtio = VirtioGeneration.modern
     package var disks: [DiskConfiguration] = []
     package var networks: [NetworkConfiguration] = []
+    /// What is in which virtio slot, for a guest that came from elsewhere; nil puts disks, then network cards, then
+    /// entropy into the highest slots.
+    package var slots: [DeviceSlot]?
+    /// The stock release that the guest is to be able to go to; nil is this program.
+    package var compatibility: StateLayout?
     package var console: ConsoleConfiguration?
     package var isPaused = false
     package var qmp: [ListenAddress] = []
@@ -53,6 +59,18 @@ package struct RunConfiguration: Hashable, Sendable {
             throw Refusal(.usage, "nothing to run: give --kernel, --firmware, or both (or --incoming)")
         }
         if kernel == nil && initrd != nil { throw Refusal(.usage, "--initrd needs --kernel") }
+        for (index, disk) in disks.enumerated() where !disk.isReadOnly {
+            if disks[..<index].contains(where: { $0.path == disk.path }) {
+                throw Refusal(.usage, "--disk: \(disk.path) is given twice")
+            }
+        }
+        if let slots {
+            guard Set(slots.map(\.number)).count == slots.count,
+                slots.count(where: { $0.kind == .disk }) == disks.count,
+                slots.count(where: { $0.kind == .network }) == networks.count
+            else { throw Refusal(.usage, "the configuration's slots are not those of its disks and network cards") }
+            return
+        }
         // Console and entropy devices take no slot of their own unless asked for; entropy always has one.
         if disks.count + networks.count + 1 > Self.virtioSlotCount {
             throw Refusal(
@@ -60,16 +78,35 @@ package struct RunConfiguration: Hashable, Sendable {
                 "\(disks.count) disks and \(networks.count) network cards do not fit the machine's "
                     + "\(Self.virtioSlotCount) virtio slots (one is for entropy)")
         }
-        for (index, disk) in disks.enumerated() where !disk.isReadOnly {
-            if disks[..<index].contains(where: { $0.path == disk.path }) {
-                throw Refusal(.usage, "--disk: \(disk.path) is given twice")
-            }
-        }
     }
 }
 
 /// Which register layout the virtio-mmio slots have.
 package enum VirtioGeneration: String, Hashable, Sendable, Codable, CaseIterable { case legacy, modern }
+
+/// A virtio device and where it is.
+package struct DeviceSlot: Hashable, Sendable {
+    package enum Kind: String, Sendable, CaseIterable { case disk, network, entropy, console }
+    package var kind: Kind
+    /// 0 to 7, from the lowest address.
+    package var number: Int
+
+    package init(_ kind: Kind, number: Int) {
+        self.kind = kind
+        self.number = number
+    }
+
+    /// `disk@7`.
+    init(text: String) throws(Refusal) {
+        let parts = text.split(separator: "@", maxSplits: 1)
+        guard parts.count == 2, let kind = Kind(rawValue: String(parts[0])), let number = Int(parts[1]),
+            (0..<RunConfiguration.virtioSlotCount).contains(number)
+        else { throw Refusal(.usage, "a slot in the configuration is such as 'disk@7', not '\(text)'") }
+        self.init(kind, number: number)
+    }
+
+    var text: String { "\(kind.rawValue)@\(number)" }
+}
 
 /// One `--disk`.
 package struct DiskConfiguration: Hashable, Sendable {
@@ -106,6 +143,8 @@ package struct NetworkConfiguration: Hashable, Sendable {
         case descriptor(CInt)
         /// A unix stream socket as `passt` serves.
         case socket(String)
+        /// A card whose cable is not plugged in.
+        case unplugged
     }
 
     package var kind: Kind
@@ -119,12 +158,18 @@ package struct NetworkConfiguration: Hashable, Sendable {
 
     /// `tap=IF|fd=N|socket=PATH[,mac=M]`.
     package init(argument text: String) throws(Refusal) {
-        let options = try OptionList(text, flag: "--net", keys: ["tap", "fd", "socket", "mac"])
-        let kinds = ["tap", "fd", "socket"].filter { options[$0] != nil }
-        guard kinds.count == 1, let word = kinds.first, let value = options[word], !value.isEmpty else {
-            throw Refusal(.usage, "--net: give one of tap=IF, fd=N, socket=PATH in '\(text)'")
-        }
+        var text = text
+        let isUnplugged = text == "none" || text.hasPrefix("none,")
+        if isUnplugged { text = String(text.dropFirst(5)) }
+        let options =
+            text.isEmpty && isUnplugged
+            ? nil : try OptionList(text, flag: "--net", keys: ["tap", "fd", "socket", "mac"])
+        let kinds = ["tap", "fd", "socket"].filter { options?[$0] != nil } + (isUnplugged ? ["none"] : [])
+        guard kinds.count == 1, let word = kinds.first, let value = isUnplugged ? "none" : options?[word],
+            !value.isEmpty
+        else { throw Refusal(.usage, "--net: give one of tap=IF, fd=N, socket=PATH, none in '\(text)'") }
         switch word {
+        case "none": kind = .unplugged
         case "tap":
             guard value.utf8.count < 16 else { throw Refusal(.usage, "--net: '\(value)' is too long for an interface") }
             kind = .tap(value)
@@ -135,7 +180,7 @@ package struct NetworkConfiguration: Hashable, Sendable {
             kind = .descriptor(number)
         default: kind = .socket(value)
         }
-        if let text = options["mac"] {
+        if let text = options?["mac"] {
             guard let mac = MACAddress(text) else {
                 throw Refusal(
                     .usage,
@@ -152,6 +197,7 @@ package struct NetworkConfiguration: Hashable, Sendable {
             case .tap(let name): "tap=\(name)"
             case .descriptor(let number): "fd=\(number)"
             case .socket(let path): "socket=\(path)"
+            case .unplugged: "none"
             }
         return mac.map { "\(base),mac=\($0)" } ?? base
     }

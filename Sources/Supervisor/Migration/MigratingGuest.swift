@@ -19,11 +19,19 @@ final class MigratingGuest: MigratableGuest {
     func setThrottle(percent: Int) { guest.setThrottle(percent: percent) }
     var isRunning: Bool { guest.isRunning }
     var components: [any StatefulComponent] { guest.components }
-    func finishLoading() throws { try guest.finishLoading() }
+    var surplusBlocks: [String: Int] { guest.surplusBlocks }
+
+    /// At the destination: from here on the images are ours, before the source is told that the guest is.
+    func finishLoading() throws {
+        try guest.finishLoading()
+        if let reason = guest.obstacle(to: .native) { throw Refusal(reason) }
+        try guest.claimImages()
+    }
 
     func pause() throws {
         let wasRunning = guest.isRunning
         try guest.pause()
+        try guest.releaseImages()
         if wasRunning { told(false) }
     }
 

@@ -55,9 +55,13 @@ final class MigrationControl: @unchecked Sendable {
         case .postmigrate where !hasGivenAway: break
         case let state: throw QMPError("Can't migrate the vm that is in state '\(state.rawValue)'")
         }
-        let descriptor = try descriptor(for: address)
         let configuration = settings.configuration(uuid: supervisor.uuidBytes)
         do throws(MigrationError) { try configuration.validate() } catch { throw QMPError(error.message) }
+        if configuration.layout != .native, let reason = supervisor.guest.obstacle(to: configuration.layout) {
+            throw QMPError(
+                "\(reason); start a guest that is to go there with --compat \(configuration.layout.rawValue)")
+        }
+        let descriptor = try descriptor(for: address)
         begin(.source, channel: address.description, configuration)
         run(name: "migration") { [self] in
             let opened: MigrationOpening.Opened
@@ -153,6 +157,14 @@ final class MigrationControl: @unchecked Sendable {
         }
     }
 
+    /// A guest whose RAM is here already, and whose state is to be read from `transport`.
+    func receive(over transport: any MigrationTransport) {
+        precondition(loop.isLoopThread)
+        let configuration = settings.configuration(uuid: supervisor.uuidBytes)
+        begin(.destination, channel: transport.name, configuration)
+        run(name: "migration") { [self] in immigrate(over: transport, configuration) }
+    }
+
     private func accept() {
         guard let listener, let socket = try? StreamSocket.accept(from: listener.descriptor) else { return }
         closeListener()
@@ -178,7 +190,7 @@ final class MigrationControl: @unchecked Sendable {
     }
 
     /// On the migration's thread.
-    private func immigrate(over transport: DescriptorTransport, _ configuration: MigrationConfiguration) {
+    private func immigrate(over transport: any MigrationTransport, _ configuration: MigrationConfiguration) {
         var configuration = configuration
         configuration.staysPaused = supervisor.configuration.isPaused
         let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
@@ -186,7 +198,9 @@ final class MigrationControl: @unchecked Sendable {
         }
         let hooks =
             configuration.has(.unixPageFlipping)
-            ? PageFlipDestination(transport: transport, configuration: configuration) : nil
+            ? (transport as? DescriptorTransport).map {
+                PageFlipDestination(transport: $0, configuration: configuration)
+            } : nil
         let destination = MigrationDestination(
             guest: guest, transport: transport, configuration: configuration, hooks: hooks,
             observer: { [weak self] in self?.observe($0) })
@@ -273,6 +287,14 @@ final class MigrationControl: @unchecked Sendable {
             thread = nil
             isActive = false
             if outcome == .guestMoved && side == .source { hasGivenAway = gaveAway }
+            if outcome == .guestStayed && side == .source {
+                // A guest that stood still before has not been resumed, and so its images are nobody's.
+                do { try supervisor.guest.claimImages() } catch { Diagnostics.write("after the migration: \(error)") }
+            }
+            if outcome == .guestStayed && side == .destination { try? supervisor.guest.releaseImages() }
+            if outcome == .guestMoved && side == .destination {
+                for notice in progress.notices { Diagnostics.write(notice) }
+            }
             supervisor.migrationEnded(side: side, outcome: outcome)
             tell(progress.status)
             if side == .destination, outcome != .guestMoved {

@@ -135,6 +135,12 @@ struct MigrationSettings: Sendable {
 
     // MARK: What the engine gets
 
+    /// `x-layout`: whose device state to write.
+    var layout: StateLayout {
+        get { others["x-layout"]?.stringValue.flatMap(StateLayout.init(rawValue:)) ?? .native }
+        set { others["x-layout"] = .string(newValue.rawValue) }
+    }
+
     var strategy: MigrationStrategy {
         switch others["x-strategy"]?.stringValue ?? "auto" {
         case MigrationStrategy.precopy.rawValue: .precopy
@@ -149,7 +155,7 @@ struct MigrationSettings: Sendable {
         result.capabilities = Self.completed(capabilities)
         result.parameters = parameters
         result.strategy = strategy
-        result.layout = others["x-layout"]?.stringValue.flatMap(StateLayout.init(rawValue:)) ?? .native
+        result.layout = layout
         result.uuid = uuid
         // A destination that has everything and says nothing: after this an operator decides.
         result.verdictLimitMilliseconds = 30_000

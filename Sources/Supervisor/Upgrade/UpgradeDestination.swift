@@ -96,7 +96,7 @@ final class UpgradeDestination: HandoverReceiver {
                 unpopulated.append((block, rest))
             }
         }
-        let guest = VirtGuest(machine: machine, events: events)
+        let guest = VirtGuest(machine: machine, events: events, backends: backends)
         self.guest = guest
         // A rehearsal: what loading touches for the first time, it touches now and not in the guest's pause.
         try SavedComponents.decode(try SavedComponents.encode(guest.components), into: guest.components)

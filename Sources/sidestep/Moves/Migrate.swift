@@ -17,6 +17,11 @@ struct Migrate: ParsableCommand {
     @Argument(help: ArgumentHelp("Where to.", valueName: "uri"))
     var uri: String
 
+    @Option(
+        help: ArgumentHelp(
+            "Write the state as that release does; the parameter x-layout.", valueName: "qemu-7.2|qemu-10.0|qemu-11.1"))
+    var compat: String?
+
     @Option(help: ArgumentHelp("Switch a migration capability on. Repeatable.", valueName: "name"))
     var capability: [String] = []
 
@@ -30,7 +35,9 @@ struct Migrate: ParsableCommand {
 
     func run() throws {
         let connection = try guest.connect()
-        try Self.setUp(connection, capabilities: capability, parameters: parameter)
+        let layout = try compat.map { try RunConfiguration.compatibility(argument: $0).rawValue }
+        try Self.setUp(
+            connection, capabilities: capability, parameters: (layout.map { ["x-layout=\($0)"] } ?? []) + parameter)
         let answer = try Self.move(connection, to: uri, format: output.format)
         output.show(answer) {
             "\(guest.name) has moved\n"

@@ -41,13 +41,19 @@ struct RunOptions: ParsableArguments {
     @Option(help: ArgumentHelp("Register layout of the virtio slots: modern or legacy.", valueName: "kind"))
     var virtio: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "Be able to go to a stock QEMU: its processor, and its state when migrated.",
+            valueName: "qemu-7.2|qemu-10.0|qemu-11.1"))
+    var compat: String?
+
     @Option(help: ArgumentHelp("A raw disk image. Repeatable.", valueName: "path=F[,readonly=on]"))
     var disk: [String] = []
 
     @Option(
         help: ArgumentHelp(
             "A network card on a tap, an open descriptor or a passt socket. Repeatable.",
-            valueName: "tap=IF|fd=N|socket=PATH[,mac=M]"))
+            valueName: "tap=IF|fd=N|socket=PATH|none[,mac=M]"))
     var net: [String] = []
 
     @Option(help: ArgumentHelp("Where the serial console goes.", valueName: "stdio|unix[:PATH]|pty|file:PATH|null"))
@@ -82,6 +88,7 @@ struct RunOptions: ParsableArguments {
         if let cpus { result.processorCount = cpus }
         if let isa { result.isa = isa }
         if let virtio { result.virtio = try Self.choice(virtio, flag: "--virtio") }
+        if let compat { result.compatibility = try RunConfiguration.compatibility(argument: compat) }
         for text in disk { result.disks.append(try DiskConfiguration(argument: text)) }
         for text in net { result.networks.append(try NetworkConfiguration(argument: text)) }
         if let console { result.console = try ConsoleConfiguration(argument: console) }

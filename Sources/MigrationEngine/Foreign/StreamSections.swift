@@ -1,0 +1,125 @@
+package import Glibc
+package import MigrationStream
+import Synchronization
+
+/// A section as it came, its fields unread.
+package struct UnreadSection: Hashable, Sendable {
+    package var header: SectionHeader
+    package var body: [UInt8]
+
+    package init(header: SectionHeader, body: [UInt8]) {
+        self.header = header
+        self.body = body
+    }
+
+    /// For messages: `cpu 1`.
+    package var name: String { header.instance == 0 ? header.name : "\(header.name) \(header.instance)" }
+
+    package func write(to writer: StreamWriter) {
+        writer.beginSection(header)
+        writer.write(body)
+        writer.endSection(id: header.id)
+    }
+}
+
+extension StreamInput {
+    /// Takes the body of a section whose fields are for somebody else to read, and its footer.
+    func takeSection(
+        _ header: SectionHeader, _ reader: inout StreamReader, limits: StreamLimits
+    ) throws(MigrationError) -> UnreadSection {
+        let known = Set(reader.knownSections.keys)
+        while true {
+            let cursor = buffer.cursor(isFinal: isAtEnd)
+            if let distance = SectionSearch.distanceToFooter(
+                of: header.id, from: cursor, knownSections: known, isFinal: isAtEnd)
+            {
+                let body = try decode { (cursor: inout StreamCursor) throws(StreamError) in
+                    try cursor.readBytes(distance)
+                }
+                try decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.endSection(&cursor) }
+                return UnreadSection(header: header, body: body)
+            }
+            guard buffer.count < limits.deviceSectionByteCount else {
+                throw MigrationError(
+                    .limitExceeded, in: phase,
+                    "section \(header.name) \(header.instance) has no end within \(limits.deviceSectionByteCount) bytes"
+                )
+            }
+            guard !isAtEnd else {
+                throw MigrationError(
+                    .channelClosed, in: phase,
+                    "the stream ended inside section \(header.name) \(header.instance); take it from the source again")
+            }
+            try fill(minimum: 1)
+        }
+    }
+
+    /// The block list of the RAM section that begins here, left where it is.
+    func peekBlockList(
+        version: UInt32, options: RAMStreamOptions, limits: StreamLimits
+    ) throws(MigrationError) -> [RAMBlockDescription] {
+        try decode { (cursor: inout StreamCursor) throws(StreamError) in
+            var ahead = cursor
+            var decoder = RAMDecoder(takingAnyBlock: options, limits: limits)
+            try decoder.beginSection(.start, version: version, at: ahead.offset)
+            while !decoder.isListComplete {
+                if case .endOfSection = try decoder.next(&ahead) {
+                    throw StreamError(.unexpectedRecord("a RAM section without a list of blocks"), at: ahead.offset)
+                }
+            }
+            return decoder.blocks
+        }
+    }
+}
+
+/// What is on the wire between a channel and what was read from it already: first the bytes at hand, then the channel.
+package final class ReplayedTransport: MigrationTransport {
+    private let base: any MigrationTransport
+    private let state: Mutex<(bytes: [UInt8], position: Int)>
+
+    package init(_ bytes: [UInt8], then base: any MigrationTransport) {
+        self.base = base
+        state = Mutex((bytes, 0))
+    }
+
+    package var name: String { base.name }
+    package var hasReturnPath: Bool { base.hasReturnPath }
+
+    private func take(_ pieces: UnsafeMutableBufferPointer<iovec>) -> Int {
+        state.withLock { state in
+            var taken = 0
+            for index in 0..<pieces.count {
+                let count = unsafe min(pieces[index].iov_len, state.bytes.count - state.position)
+                guard count > 0 else { break }
+                unsafe state.bytes.withUnsafeBytes { bytes in
+                    unsafe pieces[index].iov_base.copyMemory(
+                        from: bytes.baseAddress! + state.position, byteCount: count)
+                }
+                state.position += count
+                taken += count
+            }
+            return taken
+        }
+    }
+
+    package func send(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) {
+        unsafe try base.send(pieces)
+    }
+
+    package func receive(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) -> Int {
+        let taken = unsafe take(pieces)
+        return taken > 0 ? taken : unsafe try base.receive(pieces)
+    }
+
+    package func receive(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, timeoutMilliseconds: Int
+    ) throws(TransportError) -> Int? {
+        let taken = unsafe take(pieces)
+        return taken > 0 ? taken : unsafe try base.receive(pieces, timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    package func finishSending() throws(TransportError) { try base.finishSending() }
+    package func interrupt() { base.interrupt() }
+    package func setStallLimit(milliseconds: UInt64) { base.setStallLimit(milliseconds: milliseconds) }
+    package func close() { base.close() }
+}

@@ -1,0 +1,85 @@
+import LinuxCalls
+import ProcessTestKit
+
+/// Which stock release, how many harts, which virtio: one kind of machine on both sides.
+struct StockKind: Sendable, CustomStringConvertible {
+    var release = "7.2"
+    var harts = 1
+    var isLegacy = false
+
+    var program: String { release == "7.2" ? StockQEMUBuild.installed : StockQEMUBuild.ten }
+    var layout: String { "qemu-\(release)" }
+    var description: String { "\(release), \(harts) harts, \(isLegacy ? "legacy" : "modern")" }
+    var isHere: Bool { release == "7.2" ? Requirement.qemu.isMet : Requirement.qemu10.isMet }
+}
+
+/// A stock QEMU with Debian's kernel or waiting for a guest: default processor, console on its standard input and output,
+/// a disk on a raw image, entropy.
+final class StockMachine {
+    let program: RunningProgram
+    private let monitor: String
+    private let run: MonitorRun
+
+    /// - Parameters:
+    ///   - incoming: Where the guest comes from; nil boots Debian's kernel.
+    ///   - descriptors: For `fd:`.
+    init(
+        _ kind: StockKind, in run: MonitorRun, disk: String, name: String, incoming: String? = nil,
+        words: String = "notick", descriptors: [CInt: OwnedDescriptor] = [:]
+    ) throws {
+        self.run = run
+        monitor = run.directory.file("\(name).qmp")
+        var arguments = [
+            "-M", "virt", "-m", "256M", "-smp", "\(kind.harts)", "-accel", "tcg", "-nic", "none", "-display", "none",
+            "-serial", "stdio", "-monitor", "none", "-global", "virtio-mmio.force-legacy=\(kind.isLegacy)", "-drive",
+            "if=none,id=d,format=raw,file=\(disk)", "-device", "virtio-blk-device,drive=d", "-device",
+            "virtio-rng-device", "-qmp", "unix:\(monitor),server=on,wait=off",
+        ]
+        if let incoming {
+            arguments += ["-incoming", incoming]
+        } else {
+            arguments += [
+                "-kernel", DebianGuest.image, "-initrd", DebianGuest.initramfsWithDisk, "-append",
+                "\(DebianGuest.words) quiet \(words)",
+            ]
+        }
+        program = try RunningProgram(kind.program, arguments, name: name, descriptors: descriptors, limitSeconds: 300)
+        try HostTools.need("sh", ["-c", "until [ -S \(monitor) ]; do sleep 0.02; done"], seconds: 30)
+    }
+
+    /// QMP commands, one connection; answers what each returned.
+    @discardableResult
+    func command(_ commands: String...) throws -> String {
+        let script = """
+            import json, socket, sys
+            s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); f = s.makefile('rw'); f.readline()
+            for c in ['{"execute": "qmp_capabilities"}'] + sys.argv[2:]:
+                f.write(c + '\\n'); f.flush()
+                while True:
+                    a = json.loads(f.readline())
+                    if 'return' in a or 'error' in a: break
+                print(json.dumps(a))
+            """
+        return try HostTools.need("python3", ["-c", script, monitor] + commands, seconds: 60)
+    }
+
+    /// Sends the guest away, with a return path when the channel has one, and waits until QEMU says what became of it.
+    func migrate(to uri: String, returnPath: Bool) throws -> String {
+        let switchOn = #"{"capability": "return-path", "state": \#(returnPath)}"#
+        try command(
+            #"{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [\#(switchOn)]}}"#,
+            #"{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 10000000000}}"#,
+            #"{"execute": "migrate", "arguments": {"uri": "\#(uri)"}}"#)
+        let deadline = ContinuousClock.now + .seconds(60)
+        while ContinuousClock.now < deadline {
+            let answer = try command(#"{"execute": "query-migrate"}"#, #"{"execute": "query-status"}"#)
+            if answer.contains("\"completed\"") || answer.contains("\"failed\"") { return answer }
+        }
+        return "it does not end"
+    }
+
+    func quit() throws {
+        _ = try? command(#"{"execute": "quit"}"#)
+        try program.waitForEnd(seconds: 30)
+    }
+}
