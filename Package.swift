@@ -76,6 +76,10 @@ let package = Package(
             "MigrationChannels",
             vocabulary + ["MigrationEngine", "MigrationStream", "LinuxCalls", "CLinuxShims", system]),
         library("QMPProtocol"),
+        library("MonitorClient", ["QMPProtocol", "LinuxCalls"]),
+
+        // Stock QEMU's own processes.
+        library("StockQEMU", ["QMPProtocol", "MonitorClient", "LinuxCalls"]),
 
         // The library for any Swift process, and a program that uses it.
         library("LocalMigration", ["MigrationChannels", "LinuxCalls"]),
@@ -92,7 +96,11 @@ let package = Package(
             ]),
         .executableTarget(
             name: "sidestep",
-            dependencies: ["GuestMemory", "Supervisor", "QMPProtocol", "MigrationStream", "LinuxCalls", arguments],
+            dependencies: [
+                "GuestMemory", "Supervisor", "StockQEMU", "MonitorClient", "QMPProtocol", "MigrationStream",
+                "LinuxCalls",
+                arguments,
+            ],
             swiftSettings: strict),
 
         // Benchmarks: see Documentation/ and the head of each.
@@ -125,9 +133,11 @@ let package = Package(
         tests(
             "SupervisorTests",
             [
-                "Supervisor", "QMPProtocol", "LinuxCalls", "GuestMemory", "ComponentState", "MigrationEngine",
+                "Supervisor", "MonitorClient", "QMPProtocol", "LinuxCalls", "GuestMemory", "ComponentState",
+                "MigrationEngine",
                 "MigrationStream",
             ]),
+        tests("StockQEMUTests", ["StockQEMU", "QMPProtocol"]),
         // Whole processes: the built tool, real guests, real peers.
         tests("MachineRunTests", ["LinuxCalls", "ProcessTestKit"]),
         .executableTarget(

@@ -3,7 +3,10 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -121,6 +124,16 @@ int shim_pidfd_send_signal(int pidfd, int signal) {
 }
 
 int shim_pidfd_getfd(int pidfd, int descriptor) { return (int)syscall(SYS_pidfd_getfd, pidfd, descriptor, 0); }
+
+_Static_assert(SHIM_POSIX_SPAWN_SETSID == POSIX_SPAWN_SETSID, "the flag of spawn.h");
+
+int shim_spawn_change_directory(void *actions, const char *path) {
+    return posix_spawn_file_actions_addchdir_np(actions, path);
+}
+
+int shim_exchange_names(const char *one, const char *other) {
+    return renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
+}
 
 int shim_userfaultfd(int flags) { return (int)syscall(SYS_userfaultfd, flags); }
 

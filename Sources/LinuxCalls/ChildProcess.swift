@@ -29,9 +29,12 @@ package final class ChildProcess: Sendable {
     ///   - environment: `KEY=value`; nil passes ours on.
     ///   - descriptors: Number in the child to descriptor here. 0, 1 and 2 are inherited unless named; all others of ours
     ///     are close-on-exec and do not reach the child.
+    ///   - newSession: A session of its own: no terminal's signals reach it.
+    ///   - directory: Its working directory; nil keeps ours.
     package init(
         path: String, name: String? = nil, arguments: [String], environment: [String]? = nil,
-        descriptors: [CInt: OwnedDescriptor] = [:], newProcessGroup: Bool = false
+        descriptors: [CInt: OwnedDescriptor] = [:], newProcessGroup: Bool = false, newSession: Bool = false,
+        directory: String? = nil
     ) throws(SystemCallError) {
         var actions = unsafe posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
@@ -49,6 +52,10 @@ package final class ChildProcess: Sendable {
         for (source, target) in staged {
             unsafe posix_spawn_file_actions_adddup2(&actions, source.rawValue, target)
         }
+        if let directory {
+            let status = unsafe shim_spawn_change_directory(&actions, directory)
+            guard status == 0 else { throw SystemCallError("posix_spawn", Errno(rawValue: status), subject: directory) }
+        }
         var attributes = posix_spawnattr_t()
         unsafe posix_spawnattr_init(&attributes)
         defer { unsafe posix_spawnattr_destroy(&attributes) }
@@ -57,6 +64,7 @@ package final class ChildProcess: Sendable {
         unsafe posix_spawnattr_setsigmask(&attributes, &mask)
         var flags = Int16(POSIX_SPAWN_SETSIGMASK)
         if newProcessGroup { flags |= Int16(POSIX_SPAWN_SETPGROUP) }
+        if newSession { flags |= Int16(SHIM_POSIX_SPAWN_SETSID) }
         unsafe posix_spawnattr_setflags(&attributes, flags)
         var words = unsafe ([name ?? path] + arguments).map { unsafe strdup($0) }
         unsafe words.append(nil)

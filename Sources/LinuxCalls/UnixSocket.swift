@@ -231,3 +231,52 @@ package enum StreamSocket {
         }
     }
 }
+
+/// What a socket that somebody else made is: whether it listens, and where it and its peer are.
+package struct SocketFacts: Hashable, Sendable {
+    package let isListening: Bool
+    /// Nil for kinds of socket that are neither unix nor internet, and for unnamed ends.
+    package let local: SocketAddress?
+    package let peer: SocketAddress?
+
+    /// Asks the kernel. Nil when the descriptor is no socket. The corresponding C functions are `getsockname`, `getpeername`.
+    package init?(of socket: OwnedDescriptor) {
+        var listens: CInt = 0
+        var length = socklen_t(MemoryLayout<CInt>.size)
+        guard unsafe getsockopt(socket.rawValue, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 else { return nil }
+        isListening = listens != 0
+        local = Self.address { unsafe getsockname(socket.rawValue, $0, $1) }
+        peer = Self.address { unsafe getpeername(socket.rawValue, $0, $1) }
+    }
+
+    private static func address(
+        _ ask: (UnsafeMutablePointer<sockaddr>, UnsafeMutablePointer<socklen_t>) -> CInt
+    ) -> SocketAddress? {
+        var storage = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        let status = unsafe withUnsafeMutablePointer(to: &storage) { pointer in
+            unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe ask($0, &length) }
+        }
+        guard status == 0 else { return nil }
+        let bytes = unsafe withUnsafeBytes(of: &storage) { unsafe Array($0.prefix(Int(length))) }
+        switch CInt(storage.ss_family) {
+        case AF_UNIX:
+            var name = Array(bytes.dropFirst(MemoryLayout<sa_family_t>.size))
+            if name.isEmpty { return nil }
+            if name[0] == 0 { name[0] = UInt8(ascii: "@") } else { name = Array(name.prefix { $0 != 0 }) }
+            return .unix(path: String(decoding: name, as: UTF8.self))
+        case AF_INET, AF_INET6:
+            // The port stands at the same place for both.
+            let port = UInt16(bytes[2]) << 8 | UInt16(bytes[3])
+            var host = [CChar](repeating: 0, count: 64)
+            let isSix = CInt(storage.ss_family) == AF_INET6
+            let raw = Array(bytes.dropFirst(isSix ? 8 : 4))
+            guard unsafe inet_ntop(CInt(storage.ss_family), raw, &host, socklen_t(host.count)) != nil else {
+                return nil
+            }
+            let text = String(decoding: host.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+            return .tcp(host: text, port: port)
+        default: return nil
+        }
+    }
+}

@@ -3,6 +3,8 @@ import FoundationEssentials
 /// Why bytes are not JSON.
 package struct JSONError: Error, Hashable, Sendable, CustomStringConvertible {
     package let description: String
+
+    package init(description: String) { self.description = description }
 }
 
 extension JSONValue {

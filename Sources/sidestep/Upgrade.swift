@@ -1,5 +1,6 @@
 import ArgumentParser
 import Glibc
+import MonitorClient
 import QMPProtocol
 import Supervisor
 

@@ -1,6 +1,7 @@
 import Glibc
 import LinuxCalls
 import MigrationEngine
+import MonitorClient
 import QMPProtocol
 import Testing
 

@@ -1,5 +1,6 @@
 import Glibc
 import LinuxCalls
+import MonitorClient
 import QMPProtocol
 import Testing
 

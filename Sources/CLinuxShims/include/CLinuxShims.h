@@ -67,6 +67,11 @@ ssize_t shim_vmsplice(int pipe, const struct iovec *pieces, size_t pieceCount, u
 int shim_pidfd_open(int process);
 int shim_pidfd_send_signal(int pidfd, int signal);
 int shim_pidfd_getfd(int pidfd, int descriptor);
+/// The flag POSIX_SPAWN_SETSID, and posix_spawn_file_actions_addchdir_np(3) on a `posix_spawn_file_actions_t`.
+#define SHIM_POSIX_SPAWN_SETSID 0x80
+int shim_spawn_change_directory(void *actions, const char *path);
+/// renameat2(2) with RENAME_EXCHANGE: two names change places in one step.
+int shim_exchange_names(const char *one, const char *other);
 int shim_userfaultfd(int flags);
 int shim_close_range(unsigned int first, unsigned int last, unsigned int flags);
 long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout);

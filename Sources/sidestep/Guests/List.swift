@@ -1,4 +1,5 @@
 import ArgumentParser
+import MonitorClient
 import QMPProtocol
 import Supervisor
 

@@ -1,7 +1,8 @@
 package import LinuxCalls
 package import QMPProtocol
 
-/// A QMP client that waits for its answers: for the tool's subcommands, which have nothing else to do.
+/// A QMP client that waits for its answers: for the tool's subcommands, which have nothing else to do. It talks to Sidestep's
+/// guests and to stock QEMU alike.
 package final class QMPConnection {
     package enum Failure: Error, Sendable, CustomStringConvertible {
         case closed
@@ -23,6 +24,16 @@ package final class QMPConnection {
 
     package let socket: OwnedDescriptor
     private var framer: JSONFramer
+    /// Set on a connection taken over; nil where every answer is ours.
+    private let identifierPrefix: String?
+    private var commandCount = 0
+
+    private static let limits: JSONLimits = {
+        var limits = JSONLimits()
+        limits.byteCount = 16 << 20  // a schema is large
+        limits.tokens = 1 << 20
+        return limits
+    }()
     /// Events that came while an answer was waited for.
     package private(set) var events: [QMPEvent] = []
     package private(set) var greeting = JSONObject()
@@ -30,13 +41,19 @@ package final class QMPConnection {
     /// Takes a connected socket, waits for the greeting and negotiates.
     package init(_ socket: OwnedDescriptor, timeoutMilliseconds: Int64 = 5000) throws(Failure) {
         self.socket = socket
-        var limits = JSONLimits()
-        limits.byteCount = 16 << 20  // a schema is large
-        limits.tokens = 1 << 20
-        framer = JSONFramer(limits: limits)
+        identifierPrefix = nil
+        framer = JSONFramer(limits: Self.limits)
         guard case .greeting(let greeting) = try receive(timeoutMilliseconds) else { throw .notQMP }
         self.greeting = greeting
         _ = try run("qmp_capabilities", timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    /// Goes on with a connection that somebody else negotiated and left in the middle: what is left of an answer, and answers to
+    /// that client's commands, are passed over, because ours carry identifiers of our own.
+    package init(resuming socket: OwnedDescriptor, identifierPrefix: String) {
+        self.socket = socket
+        self.identifierPrefix = identifierPrefix
+        framer = JSONFramer(limits: Self.limits)
     }
 
     /// Connects to a unix socket.
@@ -52,17 +69,24 @@ package final class QMPConnection {
         _ command: String, _ arguments: JSONObject = [:], descriptors: [OwnedDescriptor] = [],
         timeoutMilliseconds: Int64 = 30_000
     ) throws(Failure) -> JSONValue {
+        commandCount += 1
+        let identifier = identifierPrefix.map { JSONValue.string("\($0)\(commandCount)") }
         do {
             try StreamSocket.sendAll(
-                QMPCommand(name: command, arguments: arguments).line, descriptors: descriptors, to: socket)
+                QMPCommand(name: command, arguments: arguments, identifier: identifier).line, descriptors: descriptors,
+                to: socket)
         } catch { throw .system(error) }
-        return try awaitAnswer(timeoutMilliseconds: timeoutMilliseconds)
+        return try awaitAnswer(timeoutMilliseconds: timeoutMilliseconds, to: identifier)
     }
 
     /// Waits for the answer to a command that was sent.
-    package func awaitAnswer(timeoutMilliseconds: Int64 = 30_000) throws(Failure) -> JSONValue {
+    package func awaitAnswer(timeoutMilliseconds: Int64 = 30_000, to identifier: JSONValue? = nil) throws(Failure)
+        -> JSONValue
+    {
         while true {
             switch try receive(timeoutMilliseconds) {
+            case .result(_, let answered) where identifier != nil && answered != identifier: continue
+            case .failure(_, let answered) where identifier != nil && answered != identifier: continue
             case .result(let value, _): return value
             case .failure(let error, _): throw .refused(error)
             case .event(let event): events.append(event)
@@ -87,9 +111,12 @@ package final class QMPConnection {
         while true {
             switch framer.next() {
             case .value(let bytes):
-                guard let value = try? JSONValue(json: bytes), let message = QMPMessage(value) else { throw .notQMP }
+                guard let value = try? JSONValue(json: bytes), let message = QMPMessage(value) else {
+                    if identifierPrefix != nil { continue }
+                    throw .notQMP
+                }
                 return message
-            case .problem: throw .notQMP
+            case .problem: if identifierPrefix == nil { throw .notQMP }
             case nil: break
             }
             let left = timeoutMilliseconds < 0 ? -1 : max(0, (deadline - monotonicNanoseconds()) / 1_000_000)

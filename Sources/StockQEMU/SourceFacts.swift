@@ -1,0 +1,95 @@
+/// How RAM changes process.
+package enum UpgradeStrategy: String, Hashable, Sendable, CaseIterable {
+    /// Both processes map the same pages; nothing is copied. QEMU's `x-ignore-shared`.
+    case shared
+    /// QEMU's own `cpr-transfer`: descriptors of RAM cross; both ends from 10.0 on.
+    case cpr
+    /// The new process runs first and fetches; the old one frees what it sent.
+    case postcopy
+    /// Everything is copied while the guest runs.
+    case precopy
+
+    /// Whether the two processes end up with the same pages.
+    var keepsPages: Bool { self == .shared || self == .cpr }
+}
+
+/// A version of QEMU, as far as it decides something.
+package struct QEMUVersion: Hashable, Sendable, Comparable, CustomStringConvertible {
+    package var major: Int
+    package var minor: Int
+    package var micro: Int
+
+    package init(_ major: Int, _ minor: Int, _ micro: Int = 0) {
+        self.major = major
+        self.minor = minor
+        self.micro = micro
+    }
+
+    package static func < (left: QEMUVersion, right: QEMUVersion) -> Bool {
+        (left.major, left.minor, left.micro) < (right.major, right.minor, right.micro)
+    }
+
+    package var description: String { "\(major).\(minor).\(micro)" }
+}
+
+/// A memory back end of a running guest.
+package struct MemoryBackend: Hashable, Sendable {
+    package var identifier: String
+    package var byteCount: UInt64
+    /// Other processes may map the same pages.
+    package var isShared: Bool
+    /// The number of the descriptor that holds it, in the guest's process; nil when none does.
+    package var descriptor: Int32?
+
+    package init(identifier: String, byteCount: UInt64, isShared: Bool, descriptor: Int32?) {
+        self.identifier = identifier
+        self.byteCount = byteCount
+        self.isShared = isShared
+        self.descriptor = descriptor
+    }
+}
+
+/// A socket that the guest's process has open.
+package struct OpenSocket: Hashable, Sendable {
+    package var descriptor: Int32
+    package var isListening: Bool
+    /// `unix:/path` or `tcp:host:port`; empty for an unnamed end.
+    package var local: String
+    package var peer: String
+
+    package init(descriptor: Int32, isListening: Bool, local: String, peer: String) {
+        self.descriptor = descriptor
+        self.isListening = isListening
+        self.local = local
+        self.peer = peer
+    }
+}
+
+/// What is known of the process to replace; what the new command line is made of.
+package struct SourceFacts: Hashable, Sendable {
+    package var commandLine: CommandLine
+    package var version: QEMUVersion
+    /// The versioned name: `pc-i440fx-7.2`.
+    package var machineType: String
+    package var memory: [MemoryBackend]
+    /// Descriptors by the name of the tap they are attached to, in their order.
+    package var taps: [String: [Int32]]
+    package var sockets: [OpenSocket]
+    /// What relative paths of the command line are relative to.
+    package var workingDirectory: String
+
+    package init(
+        commandLine: CommandLine, version: QEMUVersion, machineType: String, memory: [MemoryBackend],
+        taps: [String: [Int32]] = [:], sockets: [OpenSocket] = [], workingDirectory: String = "/"
+    ) {
+        self.commandLine = commandLine
+        self.version = version
+        self.machineType = machineType
+        self.memory = memory
+        self.taps = taps
+        self.sockets = sockets
+        self.workingDirectory = workingDirectory
+    }
+
+    func absolute(_ path: String) -> String { path.hasPrefix("/") ? path : "\(workingDirectory)/\(path)" }
+}

@@ -1,0 +1,142 @@
+import StockQEMU
+import Testing
+
+@Suite("The command line of a QEMU's successor") struct CommandRewriterTests {
+    static let base = [
+        "-M", "pc,memory-backend=ram", "-m", "512", "-object",
+        "memory-backend-memfd,id=ram,size=512M,share=on,prealloc=on",
+    ]
+
+    static func facts(_ words: [String], sockets: [OpenSocket] = [], taps: [String: [Int32]] = [:]) throws
+        -> SourceFacts
+    {
+        SourceFacts(
+            commandLine: try CommandLine(words: words), version: QEMUVersion(7, 2, 22), machineType: "pc-i440fx-7.2",
+            memory: [MemoryBackend(identifier: "ram", byteCount: 512 << 20, isShared: true, descriptor: 9)], taps: taps,
+            sockets: sockets, workingDirectory: "/run/vm")
+    }
+
+    static func rewrite(
+        _ words: [String], strategy: UpgradeStrategy = .shared, to version: QEMUVersion = QEMUVersion(10, 0, 2),
+        sockets: [OpenSocket] = [], taps: [String: [Int32]] = [:], settings: [CommandLine.Option] = []
+    ) throws -> NewCommandLine {
+        var rewriter = CommandRewriter(
+            facts: try facts(base + words, sockets: sockets, taps: taps), strategy: strategy,
+            destinationVersion: version,
+            settings: settings, token: "T")
+        return try rewriter.rewrite()
+    }
+
+    @Test("the machine type is pinned, memory comes by descriptor, and how the process starts is left out")
+    func memory() throws {
+        let new = try Self.rewrite(["-S", "-incoming", "defer", "-daemonize", "-loadvm", "x"])
+        #expect(new.words.starts(with: ["-machine", "pc-i440fx-7.2,memory-backend=ram", "-m", "512", "-object"]))
+        let object = new.options.first { $0.name == "object" }?.argument
+        #expect(object == "memory-backend-file,id=ram,size=536870912,share=on,mem-path=/proc/self/fd/4")
+        #expect(new.inherited == [4: 9])
+        #expect(new.options.filter { $0.name == "S" }.count == 1)
+        for name in ["incoming", "daemonize", "loadvm"] { #expect(!new.options.contains { $0.name == name }) }
+    }
+
+    @Test("a copy gets memory of its own, even from a shared file") func copies() throws {
+        let memfd = try Self.rewrite([], strategy: .precopy)
+        #expect(memfd.options.contains(.init("object", Self.base[5])) && memfd.inherited.isEmpty)
+        var facts = try Self.facts(["-object", "memory-backend-file,id=ram,size=512M,share=on,mem-path=/dev/shm/ram"])
+        facts.workingDirectory = "/"
+        var rewriter = CommandRewriter(
+            facts: facts, strategy: .postcopy, destinationVersion: QEMUVersion(10, 0), token: "T")
+        #expect(
+            try rewriter.rewrite().options.contains(.init("object", "memory-backend-memfd,id=ram,size=512M,share=on")))
+    }
+
+    @Test("unix sockets and the pid file are served from a private directory") func names() throws {
+        let new = try Self.rewrite([
+            "-qmp", "unix:/run/q.sock,server=on,wait=off", "-serial", "unix:ser,server,nowait", "-pidfile",
+            "/run/vm.pid",
+            "-chardev", "socket,id=c,path=/run/a,,b,server=on,logfile=/run/log",
+        ])
+        #expect(
+            new.names == [
+                .init(publicPath: "/run/q.sock", privatePath: "/run/.sT/0"),
+                .init(publicPath: "/run/vm/ser", privatePath: "/run/vm/.sT/1"),
+                .init(publicPath: "/run/vm.pid", privatePath: "/run/.sT/2"),
+                .init(publicPath: "/run/a,b", privatePath: "/run/.sT/3"),
+            ])
+        #expect(new.options.contains(.init("mon", "chardev=compat_monitor0,mode=control")))
+        #expect(new.options.contains(.init("serial", "chardev:serial0")))
+        #expect(new.options.contains(.init("pidfile", "/run/.sT/2")))
+        #expect(new.words.contains { $0.contains("path=/run/.sT/1") && $0.contains("wait=off") })
+        #expect(new.words.contains { $0.contains("logappend=on") })
+    }
+
+    @Test("the next upgrade finds its own monitor and leaves it out") func again() throws {
+        let once = try Self.rewrite([])
+        let twice = try Self.rewrite(Array(once.words.dropFirst(6)))
+        #expect(twice.options.filter { $0.argument?.contains("sidestep-control") == true }.count == 2)
+    }
+
+    @Test("taps go by descriptor, with what only an opener may say left out") func taps() throws {
+        let new = try Self.rewrite(
+            ["-netdev", "tap,id=n0,ifname=tap7,script=no,downscript=no,vhost=on"], taps: ["tap7": [11, 12]])
+        #expect(new.words.contains("tap,id=n0,vhost=on,fds=5:6"))
+        #expect(new.inherited == [4: 9, 5: 11, 6: 12])
+    }
+
+    @Test("a listening TCP port stays open: the socket itself goes over") func ports() throws {
+        let new = try Self.rewrite(
+            ["-monitor", "tcp:127.0.0.1:4444,server=on,wait=on"],
+            sockets: [OpenSocket(descriptor: 13, isListening: true, local: "tcp:127.0.0.1:4444", peer: "")])
+        #expect(new.words.contains("socket,id=compat_monitor0,fd=5,server=on,wait=off") && new.inherited[5] == 13)
+    }
+
+    @Test("a stream is connected anew where QEMU can do that, and refused where it cannot") func streams() throws {
+        let words = ["-netdev", "stream,id=n0,server=off,addr.type=unix,addr.path=/run/passt"]
+        #expect(try Self.rewrite(words).words.contains(words[1] + ",reconnect-ms=20"))
+        #expect(throws: UpgradeFailure.self) { try Self.rewrite(words, to: QEMUVersion(7, 2, 22)) }
+    }
+
+    @Test(
+        "what cannot be carried over is refused by its name",
+        arguments: [
+            ["-snapshot"], ["-spice", "port=5900"], ["-vnc", ":1"], ["-netdev", "user,id=n,hostfwd=tcp::2222-:22"],
+            ["-netdev", "vde,id=n"], ["-device", "vfio-pci,host=01:00.0"],
+            ["-object", "filter-dump,id=d,netdev=n,file=x"],
+            ["-serial", "/dev/ttyS0"], ["-chardev", "udp,id=u,host=h,port=1"], ["-readconfig", "f"],
+            ["-D", "/var/log/q"],
+            ["-drive", "file=a,snapshot=on"], ["-object", "{broken"], ["-gdb", "tcp::1234"],
+            ["-netdev", "tap,id=n,ifname=none"],
+            ["-chardev", "socket,id=c,path=/nobody"], ["-device", #"{"driver":"vhost-vsock-pci","guest-cid":3}"#],
+        ])
+    func refusals(words: [String]) throws {
+        let failure = #expect(throws: UpgradeFailure.self) { try Self.rewrite(words) }
+        #expect(
+            failure?.kind == .refused && failure?.description.hasPrefix(words[0]) == true,
+            "\(failure?.description ?? "")")
+    }
+
+    @Test("--set replaces an option or joins its like, and cannot touch what the upgrade decides") func settings()
+        throws
+    {
+        let new = try Self.rewrite(
+            ["-rtc", "base=utc", "-global", "a.b=1"],
+            settings: [.init("rtc", "base=localtime"), .init("global", "c.d=2")])
+        #expect(!new.words.contains("base=utc") && new.words.contains("base=localtime"))
+        #expect(new.words.contains("a.b=1") && new.words.contains("c.d=2"))
+        #expect(throws: UpgradeFailure.self) { try Self.rewrite([], settings: [.init("incoming", "tcp::1")]) }
+    }
+
+    @Test("RAM is found in what QEMU tells of its address space") func places() {
+        let listing = """
+             Root memory region: system
+              0000000000000000-00000000000c2fff (prio 0, ram): ram
+              00000000000f0000-00000000000fffff (prio 0, rom): ram @00000000000f0000
+              0000000100000000-000000017fffffff (prio 0, ram): high @0000000080000000 KVM
+            """
+        #expect(RAMPlace(of: "ram", in: listing)?.address == 0)
+        #expect(RAMPlace(of: "high", in: listing)?.offset == 0x8000_0000)
+        #expect(RAMPlace(of: "none", in: listing) == nil)
+        let answer = "Host virtual address for 0x100000000 (high) is 0x7ff4d7fff000\r\n"
+        #expect(RAMPlace.hostAddress(in: answer, region: "high") == 0x7ff4_d7ff_f000)
+        #expect(RAMPlace.hostAddress(in: answer, region: "ram") == nil)
+    }
+}
