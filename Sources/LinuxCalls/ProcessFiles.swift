@@ -210,3 +210,21 @@ package enum HostMemory {
         return nil
     }
 }
+
+/// Signals by pidfd, which reach the process that was meant or nobody.
+package enum ProcessSignal {
+    /// SIGKILL; an ended process is no error.
+    package static func kill(_ process: OwnedDescriptor) { _ = shim_pidfd_send_signal(process.rawValue, SIGKILL) }
+
+    /// Waits.
+    package static func sleep(milliseconds: UInt32) { _ = usleep(milliseconds * 1000) }
+}
+
+/// Waiting for several descriptors.
+package enum Readiness {
+    /// Returns when one of them is readable, or its time is over.
+    package static func awaitAny(_ descriptors: [OwnedDescriptor], timeoutMilliseconds: CInt) {
+        var entries = descriptors.map { pollfd(fd: $0.rawValue, events: Int16(POLLIN), revents: 0) }
+        _ = unsafe poll(&entries, nfds_t(entries.count), timeoutMilliseconds)
+    }
+}

@@ -245,8 +245,8 @@ package struct SocketFacts: Hashable, Sendable {
         var length = socklen_t(MemoryLayout<CInt>.size)
         guard unsafe getsockopt(socket.rawValue, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 else { return nil }
         isListening = listens != 0
-        local = Self.address { unsafe getsockname(socket.rawValue, $0, $1) }
-        peer = Self.address { unsafe getpeername(socket.rawValue, $0, $1) }
+        local = unsafe Self.address { unsafe getsockname(socket.rawValue, $0, $1) }
+        peer = unsafe Self.address { unsafe getpeername(socket.rawValue, $0, $1) }
     }
 
     private static func address(

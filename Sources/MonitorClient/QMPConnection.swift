@@ -90,7 +90,7 @@ package final class QMPConnection {
             case .result(let value, _): return value
             case .failure(let error, _): throw .refused(error)
             case .event(let event): events.append(event)
-            case .greeting: throw .notQMP
+            case .greeting: if identifierPrefix == nil { throw .notQMP }
             }
         }
     }

@@ -70,7 +70,9 @@ extension CommandRewriter {
     }
 
     private mutating func noteClients(of path: String, label: String) {
-        if facts.sockets.contains(where: { !$0.isListening && $0.local == "unix:\(path)" }) {
+        if facts.sockets.contains(where: {
+            !$0.isListening && $0.local.hasPrefix("unix:") && facts.absolute(String($0.local.dropFirst(5))) == path
+        }) {
             result.notes.append("\(label): its client must connect to \(path) again")
         }
     }

@@ -6,6 +6,11 @@ package struct NewCommandLine: Hashable, Sendable {
     package struct Name: Hashable, Sendable {
         package var publicPath: String
         package var privatePath: String
+
+        package init(publicPath: String, privatePath: String) {
+            self.publicPath = publicPath
+            self.privatePath = privatePath
+        }
     }
 
     package var options: [CommandLine.Option] = []
@@ -25,7 +30,7 @@ package struct NewCommandLine: Hashable, Sendable {
 /// Everything is either known to mean the same again, or rewritten, or refused by its name.
 package struct CommandRewriter {
     let facts: SourceFacts
-    let strategy: UpgradeStrategy
+    let strategy: ReplacementStrategy
     let destinationVersion: QEMUVersion
     /// Options that replace or join those of the guest.
     let settings: [CommandLine.Option]
@@ -37,7 +42,7 @@ package struct CommandRewriter {
     private var counts: [String: Int] = [:]
 
     package init(
-        facts: SourceFacts, strategy: UpgradeStrategy, destinationVersion: QEMUVersion,
+        facts: SourceFacts, strategy: ReplacementStrategy, destinationVersion: QEMUVersion,
         settings: [CommandLine.Option] = [], token: String
     ) {
         self.facts = facts
@@ -200,8 +205,8 @@ package struct CommandRewriter {
     mutating func privatePath(for path: String) -> String {
         let absolute = facts.absolute(path)
         let slash = absolute.lastIndex(of: "/") ?? absolute.startIndex
-        let directory = "\(absolute[..<slash])/.s\(token)"
-        let name = NewCommandLine.Name(publicPath: absolute, privatePath: "\(directory)/\(result.names.count)")
+        let directory = "\(absolute[..<slash])/\(SourceFacts.privatePrefix)\(token)"
+        let name = NewCommandLine.Name(publicPath: absolute, privatePath: "\(directory)\(absolute[slash...])")
         result.names.append(name)
         return name.privatePath
     }

@@ -287,7 +287,7 @@ package struct RAMPlace: Hashable, Sendable {
     package var offset: UInt64
 
     package init?(of region: String, in listing: String) {
-        for line in listing.split(separator: "\n") {
+        for line in listing.split(whereSeparator: \.isNewline) {  // the monitor ends its lines with CR LF
             guard
                 let match = line.wholeMatch(
                     of: /\s*([0-9a-f]{16})-[0-9a-f]{16} \(prio -?\d+, ram\): (.*?)( @([0-9a-f]{16}))?( KVM)?/),

@@ -1,5 +1,5 @@
 /// How RAM changes process.
-package enum UpgradeStrategy: String, Hashable, Sendable, CaseIterable {
+package enum ReplacementStrategy: String, Hashable, Sendable, CaseIterable {
     /// Both processes map the same pages; nothing is copied. QEMU's `x-ignore-shared`.
     case shared
     /// QEMU's own `cpr-transfer`: descriptors of RAM cross; both ends from 10.0 on.
@@ -91,5 +91,14 @@ package struct SourceFacts: Hashable, Sendable {
         self.workingDirectory = workingDirectory
     }
 
-    func absolute(_ path: String) -> String { path.hasPrefix("/") ? path : "\(workingDirectory)/\(path)" }
+    /// How private directories' names begin.
+    static let privatePrefix = ".sidestep-"
+
+    /// The path in full. A name that an earlier upgrade served from a private directory has long been moved beside it.
+    func absolute(_ path: String) -> String {
+        let full = path.hasPrefix("/") ? path : "\(workingDirectory)/\(path)"
+        var parts = full.split(separator: "/", omittingEmptySubsequences: false)
+        if parts.count > 2, parts[parts.count - 2].hasPrefix(Self.privatePrefix) { parts.remove(at: parts.count - 2) }
+        return parts.joined(separator: "/")
+    }
 }

@@ -10,7 +10,8 @@ struct Sidestep: ParsableCommand {
         subcommands: [
             Run.self, Upgrade.self, Adopt.self, List.self, Inspect.self, Console.self, Pause.self, Resume.self,
             Stop.self, Kill.self, Status.self,
-            Migrate.self, Receive.self, BridgeCommand.self, Cancel.self, Check.self, Save.self, Restore.self, QMP.self,
+            Migrate.self, Receive.self, BridgeCommand.self, Cancel.self, Check.self, Save.self, Restore.self, QEMU.self,
+            QMP.self,
             Analyze.self, Completion.self,
             ExitStatusHelp.self,
         ])

@@ -166,7 +166,8 @@ enum HelpText {
         "", "run", "list", "inspect", "console", "pause", "resume", "stop", "kill", "status", "migrate", "receive",
         "bridge", "cancel",
         "check",
-        "save", "restore", "upgrade", "qmp", "analyze", "completion", "exit-status",
+        "save", "restore", "upgrade", "qemu", "qemu upgrade", "qemu check", "qmp", "analyze", "completion",
+        "exit-status",
     ]
 
     static func golden(_ subcommand: String, now: String) throws -> String {

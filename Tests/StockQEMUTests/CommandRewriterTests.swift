@@ -17,7 +17,7 @@ import Testing
     }
 
     static func rewrite(
-        _ words: [String], strategy: UpgradeStrategy = .shared, to version: QEMUVersion = QEMUVersion(10, 0, 2),
+        _ words: [String], strategy: ReplacementStrategy = .shared, to version: QEMUVersion = QEMUVersion(10, 0, 2),
         sockets: [OpenSocket] = [], taps: [String: [Int32]] = [:], settings: [CommandLine.Option] = []
     ) throws -> NewCommandLine {
         var rewriter = CommandRewriter(
@@ -57,16 +57,26 @@ import Testing
         ])
         #expect(
             new.names == [
-                .init(publicPath: "/run/q.sock", privatePath: "/run/.sT/0"),
-                .init(publicPath: "/run/vm/ser", privatePath: "/run/vm/.sT/1"),
-                .init(publicPath: "/run/vm.pid", privatePath: "/run/.sT/2"),
-                .init(publicPath: "/run/a,b", privatePath: "/run/.sT/3"),
+                .init(publicPath: "/run/q.sock", privatePath: "/run/.sidestep-T/q.sock"),
+                .init(publicPath: "/run/vm/ser", privatePath: "/run/vm/.sidestep-T/ser"),
+                .init(publicPath: "/run/vm.pid", privatePath: "/run/.sidestep-T/vm.pid"),
+                .init(publicPath: "/run/a,b", privatePath: "/run/.sidestep-T/a,b"),
             ])
         #expect(new.options.contains(.init("mon", "chardev=compat_monitor0,mode=control")))
         #expect(new.options.contains(.init("serial", "chardev:serial0")))
-        #expect(new.options.contains(.init("pidfile", "/run/.sT/2")))
-        #expect(new.words.contains { $0.contains("path=/run/.sT/1") && $0.contains("wait=off") })
+        #expect(new.options.contains(.init("pidfile", "/run/.sidestep-T/vm.pid")))
+        #expect(new.words.contains { $0.contains("path=/run/vm/.sidestep-T/ser") && $0.contains("wait=off") })
         #expect(new.words.contains { $0.contains("logappend=on") })
+    }
+
+    @Test("a second upgrade serves the public names again") func namesAgain() throws {
+        let words = [
+            "-chardev", "socket,id=c,path=/run/.sidestep-X/q.sock,server=on", "-mon", "chardev=c,mode=control",
+        ]
+        #expect(
+            try Self.rewrite(words).names == [
+                .init(publicPath: "/run/q.sock", privatePath: "/run/.sidestep-T/q.sock")
+            ])
     }
 
     @Test("the next upgrade finds its own monitor and leaves it out") func again() throws {
@@ -131,7 +141,7 @@ import Testing
               0000000000000000-00000000000c2fff (prio 0, ram): ram
               00000000000f0000-00000000000fffff (prio 0, rom): ram @00000000000f0000
               0000000100000000-000000017fffffff (prio 0, ram): high @0000000080000000 KVM
-            """
+            """.split(separator: "\n").joined(separator: "\r\n")
         #expect(RAMPlace(of: "ram", in: listing)?.address == 0)
         #expect(RAMPlace(of: "high", in: listing)?.offset == 0x8000_0000)
         #expect(RAMPlace(of: "none", in: listing) == nil)

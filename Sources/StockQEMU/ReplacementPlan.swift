@@ -1,0 +1,231 @@
+import LinuxCalls
+import QMPProtocol
+
+/// What is asked for.
+package struct ReplacementRequest: Sendable {
+    package var qmpPath: String?
+    package var process: CInt?
+    /// The program that takes over.
+    package var binary: String
+    /// Options that replace or join the guest's.
+    package var settings: [CommandLine.Option] = []
+    /// Nil chooses.
+    package var strategy: ReplacementStrategy?
+    /// How long the old process is kept, paused, after success.
+    package var keepSourceSeconds = 0
+    /// Longest wait for the move itself, in seconds.
+    package var limitSeconds = 120
+    /// Go on even where libvirt started the guest.
+    package var ignoresLibvirt = false
+    /// This tool's own program, which is started as the guard.
+    package var guardProgram: String
+
+    package init(qmpPath: String?, process: CInt?, binary: String, guardProgram: String) {
+        self.qmpPath = qmpPath
+        self.process = process
+        self.binary = binary
+        self.guardProgram = guardProgram
+    }
+}
+
+/// Everything that is known before anything happens: what `sidestep qemu check` prints, and what an upgrade follows.
+package struct ReplacementPlan {
+    package let discovery: Discovery
+    package private(set) var findings: [Finding]
+    package private(set) var strategy = ReplacementStrategy.precopy
+    package private(set) var reason = ""
+    package private(set) var newCommandLine = NewCommandLine()
+    package private(set) var destinationVersion = QEMUVersion(0, 0)
+
+    package var canMove: Bool { !findings.contains { $0.grade == .fail } }
+
+    /// From this version on `x-ignore-shared` passes over files alone, and would copy a memfd onto itself while the guest writes.
+    static let sharesFilesOnly = QEMUVersion(8, 1)
+
+    package init(_ request: ReplacementRequest, token: String) throws(UpgradeFailure) {
+        discovery = try Discovery(qmpPath: request.qmpPath, process: request.process)
+        findings = discovery.findings
+        lookAtBinary(request.binary)
+        findings += Management.findings(
+            arguments: discovery.facts.commandLine, process: discovery.process.identifier,
+            controlGroups: discovery.controlGroups, environment: discovery.environment,
+            ignoresLibvirt: request.ignoresLibvirt)
+        choose(request.strategy)
+        var rewriter = CommandRewriter(
+            facts: discovery.facts, strategy: strategy, destinationVersion: destinationVersion,
+            settings: request.settings,
+            token: token)
+        do throws(UpgradeFailure) {
+            newCommandLine = try rewriter.rewrite()
+            findings.append(Finding(.ok, "command line", "understood"))
+            for note in newCommandLine.notes { findings.append(Finding(.warn, "command line", note)) }
+            for name in newCommandLine.names { lookAt(name) }
+        } catch {
+            if error.kind == .usage { throw error }
+            findings.append(Finding(.fail, "command line", error.description))
+        }
+    }
+
+    private mutating func lookAtBinary(_ binary: String) {
+        do throws(SystemCallError) {
+            let version = try HelpText.output(of: binary, ["-version"])
+            guard let match = version.firstMatch(of: /version (\d+)\.(\d+)\.(\d+)/), let major = Int(match.1),
+                let minor = Int(match.2), let micro = Int(match.3)
+            else {
+                findings.append(Finding(.fail, "program", "\(binary) does not say that it is QEMU"))
+                return
+            }
+            destinationVersion = QEMUVersion(major, minor, micro)
+            let machines = try HelpText.output(of: binary, ["-machine", "help"])
+            let type = discovery.facts.machineType
+            let has = machines.split(separator: "\n").contains {
+                $0.split(separator: " ").first.map(String.init) == type
+            }
+            findings.append(
+                Finding(
+                    has ? .ok : .fail, "program",
+                    has
+                        ? "\(binary), QEMU \(destinationVersion)"
+                        : "\(binary), QEMU \(destinationVersion), has no machine type \(type): take one that has it"))
+        } catch {
+            findings.append(Finding(.fail, "program", "\(binary) cannot be run: \(error)"))
+        }
+    }
+
+    private func obstacle(to strategy: ReplacementStrategy) -> String? {
+        let facts = discovery.facts
+        let backends = facts.commandLine.arguments("object").compactMap { try? OptionText($0) }
+            .filter { $0.leading("qom-type")?.hasPrefix("memory-backend-") == true }
+        switch strategy {
+        case .shared:
+            if facts.memory.contains(where: { !$0.isShared || $0.descriptor == nil }) {
+                return "its RAM is not shareable (share=on)"
+            }
+            if facts.version >= Self.sharesFilesOnly,
+                backends.contains(where: { $0.leading("qom-type") != "memory-backend-file" })
+            {
+                return "QEMU \(facts.version) passes over shared RAM only when it is a memory-backend-file"
+            }
+        case .cpr:
+            if facts.version < QEMUVersion(10, 0) || destinationVersion < QEMUVersion(10, 0) {
+                return "cpr-transfer needs QEMU 10.0 on both sides"
+            }
+            if !facts.commandLine.arguments("machine").contains(where: { $0.contains("aux-ram-share=on") }) {
+                return "cpr-transfer needs -machine aux-ram-share=on from the start"
+            }
+            if facts.memory.contains(where: { !$0.isShared }) { return "its RAM is not shareable (share=on)" }
+        case .postcopy, .precopy: break
+        }
+        return nil
+    }
+
+    /// Bytes that are needed beside the guest's RAM.
+    private func need(_ strategy: ReplacementStrategy) -> UInt64 {
+        let process: UInt64 = 64 << 20
+        switch strategy {
+        case .shared, .cpr: return process
+        case .postcopy: return process + discovery.ramByteCount / 8
+        case .precopy: return process + discovery.ramByteCount
+        }
+    }
+
+    private mutating func choose(_ wanted: ReplacementStrategy?) {
+        let available = HostMemory.availableByteCount ?? .max
+        var reasons: [String] = []
+        for candidate in wanted.map({ [$0] }) ?? [.shared, .cpr, .precopy, .postcopy] {
+            if let obstacle = obstacle(to: candidate) {
+                reasons.append("\(candidate.rawValue): \(obstacle)")
+                continue
+            }
+            if need(candidate) > available {
+                reasons.append("\(candidate.rawValue): needs \(need(candidate) >> 20) MiB, \(available >> 20) are free")
+                continue
+            }
+            strategy = candidate
+            reason = "needs \(need(candidate) >> 20) MiB of memory"
+            if candidate == .postcopy { reason += "; there is no way back once the guest runs in the new process" }
+            if !reasons.isEmpty { reason += " (" + reasons.joined(separator: "; ") + ")" }
+            findings.append(Finding(.ok, "strategy", "\(candidate.rawValue): \(reason)"))
+            return
+        }
+        findings.append(Finding(.fail, "strategy", reasons.joined(separator: "; ")))
+    }
+
+    private mutating func lookAt(_ name: NewCommandLine.Name) {
+        do {
+            let status = try FileNames.status(of: name.publicPath)
+            guard status.type == .socket || status.type == .regular else {
+                findings.append(Finding(.fail, "name", "\(name.publicPath) is neither a socket nor a file"))
+                return
+            }
+            if name.privatePath.utf8.count > 107 {
+                findings.append(Finding(.fail, "name", "\(name.publicPath) is too long to have another beside it"))
+            }
+        } catch {
+            findings.append(Finding(.fail, "name", "\(name.publicPath) is on the command line and not there: \(error)"))
+        }
+    }
+}
+
+/// What a program prints when it is asked for help.
+enum HelpText {
+    static func output(of program: String, _ arguments: [String]) throws(SystemCallError) -> String {
+        let (ours, theirs) = try OwnedDescriptor.pipe()
+        let nothing = try OwnedDescriptor.open("/dev/null", flags: 2)
+        var output: OwnedDescriptor? = theirs
+        let child = try ChildProcess(
+            path: program, arguments: arguments, descriptors: [0: nothing, 1: theirs, 2: theirs])
+        output = nil
+        _ = output
+        return collect(child, ours, seconds: 10)
+    }
+
+    /// What a child writes until it ends or its time is over; then it is killed.
+    static func collect(_ child: ChildProcess, _ pipe: OwnedDescriptor, seconds: Int) -> String {
+        var bytes: [UInt8] = []
+        var piece = [UInt8](repeating: 0, count: 64 << 10)
+        for _ in 0..<seconds * 20 where bytes.count < 1 << 20 {
+            let hasEnded = child.wait(timeoutMilliseconds: 0) != nil
+            while let ready = try? pipe.waitUntilReady(for: 1, timeoutMilliseconds: hasEnded ? 0 : 50), ready & 1 != 0 {
+                var count = 0
+                unsafe piece.withUnsafeMutableBytes { count = (try? unsafe pipe.read(into: $0)) ?? 0 }
+                if count == 0 { break }
+                bytes += piece[..<count]
+            }
+            if hasEnded { break }
+        }
+        child.kill()
+        _ = child.wait()
+        return String(decoding: bytes, as: UTF8.self)
+    }
+}
+
+/// Who else believes to own the process.
+package enum Management {
+    package static func findings(
+        arguments: CommandLine, process: Int32, controlGroups: [String], environment: [String], ignoresLibvirt: Bool
+    ) -> [Finding] {
+        var findings: [Finding] = []
+        let words = arguments.words
+        if words.contains(where: { $0.contains("/libvirt/qemu/") || $0.contains(#""id":"masterKey0""#) }) {
+            findings.append(
+                Finding(
+                    ignoresLibvirt ? .warn : .fail, "libvirt",
+                    "libvirt started this guest and would take its end for the guest's: use its own migration"
+                        + (ignoresLibvirt ? "" : ", or say --ignore-libvirt")))
+        }
+        // systemd tells its main processes their own number (systemd.exec(5), SYSTEMD_EXEC_PID).
+        if environment.contains("SYSTEMD_EXEC_PID=\(process)"),
+            let unit = controlGroups.lazy.compactMap({ $0.split(separator: "/").last }).first(where: {
+                $0.hasSuffix(".service")
+            })
+        {
+            findings.append(
+                Finding(
+                    .fail, "systemd",
+                    "\(unit) would take the end of its main process for the guest's: start guests in a scope (systemd-run --scope)"
+                ))
+        }
+        return findings
+    }
+}
