@@ -73,8 +73,14 @@ private_apt() {
         : > "$directory/status"
         _package_apt_options+=(-o Dir::State::status="$directory/status")
     fi
-    # apt-get answers 0 with a warning when a mirror cannot be reached; the lists tell.
-    timeout 300 apt-get "${_package_apt_options[@]}" update >"$directory/update.log" 2>&1 || true
+    # apt-get answers 0 with a warning when a mirror cannot be reached; the lists tell. A mirror that is busy for a moment gets
+    # two more chances.
+    local attempt
+    for attempt in 1 2 3; do
+        timeout 300 apt-get "${_package_apt_options[@]}" update >"$directory/update.log" 2>&1 || true
+        ! ls "$directory"/lists/*_Packages* >/dev/null 2>&1 || break
+        [ "$attempt" = 3 ] || sleep $((attempt * 5))
+    done
     ls "$directory"/lists/*_Packages* >/dev/null 2>&1 \
         || unavailable "the package lists cannot be had: $(tail -n 1 "$directory/update.log")"
 }

@@ -50,7 +50,8 @@ final class HartImage {
     var senvcfg: UInt64 = 0
     var hasTimer = false
     var supervisorTimer: Int64?
-    var isVirtualizationInUse = false
+    /// Of a processor with the hypervisor extension.
+    var hypervisor: HypervisorRegisters?
     var hasTriggers = false
     // Our own.
     var fflags: UInt8 = 0
@@ -208,8 +209,11 @@ final class HartImage {
             Subsection("cpu/pmp", version: isNew ? 2 : 1, isNeeded: true) {
                 [self] (coder: inout any StateCoder) throws(StateError) in try codeProtection(with: &coder)
             },
-            Subsection("cpu/hyper", version: isNew ? 5 : version == 10 ? 4 : 2, isNeeded: false) {
-                [self] (coder: inout any StateCoder) throws(StateError) in try codeHypervisor(with: &coder)
+            Subsection("cpu/hyper", version: isNew ? 5 : version == 10 ? 4 : 2, isNeeded: hypervisor != nil) {
+                [self] (coder: inout any StateCoder) throws(StateError) in
+                var registers = hypervisor ?? HypervisorRegisters()
+                try registers.code(with: &coder, version: version, narrow: narrow)
+                hypervisor = registers
             },
             Subsection("cpu/vector", version: 2, isNeeded: false) {
                 (coder: inout any StateCoder) throws(StateError) in
@@ -276,39 +280,5 @@ final class HartImage {
         try coder.uint64Array("env.tdata2", &data)
         data = [0, 0]
         try coder.uint64Array("env.tdata3", &data)
-    }
-
-    /// Only read: whether a guest of the guest exists.
-    private func codeHypervisor(with coder: inout any StateCoder) throws(StateError) {
-        let isNew = version == 12
-        var used: UInt64 = 0
-        for name in ["hstatus", "hedeleg", "hideleg"] { try skip(&coder, "env.\(name)", 8) }
-        try skip(&coder, "env.hcounteren", version == 5 ? 8 : 4)
-        for name in ["htval", "htinst"] { try skip(&coder, "env.\(name)", 8) }
-        for name in ["hgatp", "hgeie", "hgeip"] {
-            var value: UInt64 = 0
-            try coder.uint64("env.\(name)", &value)
-            used |= value
-        }
-        if version != 5 {
-            for name in ["hvien", "hvip"] { try skip(&coder, "env.\(name)", 8) }
-        }
-        for name in ["htimedelta", "vstimecmp"] { try skip(&coder, "env.\(name)", 8) }
-        try skip(&coder, "env.hvictl", isNew ? 4 : 8)
-        var priorities = [UInt8](repeating: 0, count: 64)
-        try coder.uint8Array("env.hviprio", &priorities)
-        for name in ["vsstatus", "vstvec", "vsscratch", "vsepc", "vscause", "vstval"] {
-            try skip(&coder, "env.\(name)", 8)
-        }
-        var value: UInt64 = 0
-        try coder.uint64("env.vsatp", &value)
-        used |= value
-        try skip(&coder, "env.vsiselect", isNew ? 2 : 8)
-        if version != 5 { try skip(&coder, "env.vsie", 8) }
-        for name in ["mtval2", "mtinst"] { try skip(&coder, "env.\(name)", 8) }
-        for name in ["stvec", "sscratch", "sepc", "scause", "stval", "satp", "mstatus"] {
-            try skip(&coder, "env.\(name)_hs", 8)
-        }
-        isVirtualizationInUse = used != 0
     }
 }

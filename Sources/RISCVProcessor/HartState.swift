@@ -44,6 +44,7 @@ extension RISCVHart {
         image.pc = pc
         image.frm = x[Word.frm]
         image.misa = misa & 0x3ff_ffff | (hypervisorWasOffered ? 1 << 7 : 0)
+        image.hypervisor = hypervisor
         image.priv = privilege
         image.resetvec = resetVector
         image.mhartid = UInt64(index)
@@ -121,7 +122,7 @@ extension RISCVHart {
         try require(image.mstatus >> 11 & 3 != 2, "env.mstatus", image.mstatus)
         try refuse(image.virt != 0 || image.mstatus >> 39 & 1 != 0, "the guest runs in virtualized mode")
         try refuse(image.mstatus >> 9 & 3 != 0, "the guest uses vectors")
-        try refuse(image.isVirtualizationInUse, "the guest uses the hypervisor extension")
+        try refuse(image.hypervisor?.areInUse == true, "the guest uses the hypervisor extension")
         try refuse(image.hasTriggers, "the guest uses debug triggers")
         try refuse(image.mvien != 0 || image.mvip != 0, "the guest uses the advanced interrupt architecture")
         let needed: UInt64 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 12  // A, C, D, F, M
@@ -198,6 +199,7 @@ extension RISCVHart {
             EnvironmentConfiguration.fiom | EnvironmentConfiguration.cbie
             | EnvironmentConfiguration.cbcfe | EnvironmentConfiguration.cbze
         hypervisorWasOffered = image.misa & 1 << 7 != 0
+        hypervisor = hypervisorWasOffered ? image.hypervisor : nil
         ignoresMemoryTypes = image.menvcfg & EnvironmentConfiguration.pbmte != 0
         senvcfg = image.senvcfg & supervisor
         menvcfg = image.menvcfg & (supervisor | EnvironmentConfiguration.stce | EnvironmentConfiguration.adue)

@@ -41,6 +41,8 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     /// The guest booted on a processor with the hypervisor extension. OpenSBI 1.6 then reads `mtinst` and `mtval2` at each
     /// trap, whatever `misa` says by now: they are there and zero.
     var hypervisorWasOffered = false
+    /// What it left in that extension's registers; nil when it did not come from a monitor that sends them.
+    var hypervisor: HypervisorRegisters?
     /// No room for code is left: drop everything before the next block.
     var mustDropCode = false
 
@@ -203,6 +205,7 @@ package final class RISCVHart: Processor, @unchecked Sendable {
         mcounteren = 0
         mcountinhibit = 0
         hypervisorWasOffered = false
+        hypervisor = nil
         ignoresMemoryTypes = false
         menvcfg = configuration.extensions.contains(.svadu) ? EnvironmentConfiguration.adue : 0
         mscratch = 0

@@ -16,7 +16,6 @@ private let tolerated = [
     // This hart has no hypervisor extension: a guest that uses it is refused.
     "cpu.env.misa_ext: 0x1411ad, 0x14112d", "cpu.env.misa_ext_mask: 0x1411ad, 0x14112d",
     "cpu.env.mideleg: 0x1444, 0", "cpu.env.mideleg: 0x1666, 0x222", "cpu.env.medeleg: 0xf0b509, 0xb109",
-    "cpu cpu/hyper: only in the first",
     // Nor has it debug triggers, which are refused when set, nor counters of events.
     "cpu cpu/debug: only in the first", "cpu.env.mhpmevent_val[", "cpu.env.pmu_ctrs[3].",
     "cpu.env.pmu_ctrs[0].started: ", "cpu.env.pmu_ctrs[1].started: ", "cpu.env.pmu_ctrs[2].started: ",

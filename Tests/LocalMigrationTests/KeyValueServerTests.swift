@@ -125,17 +125,11 @@ final class KeyValueClient: Sendable {
 
     @Test("a successor that cannot start leaves everything where it was")
     func failedUpgrade() throws {
-        let tool = Bundle.main.bundleURL.appendingPathComponent("key-value-server").path
-        let copy = path + "-tool"
-        try FileManager.default.copyItem(atPath: tool, toPath: copy)
-        defer {
-            unlink(copy)
-            unlink(path)
-        }
-        let server = try ChildProcess(path: copy, arguments: [path], newProcessGroup: true)
+        let server = try startServer()
         defer {
             kill(-server.processIdentifier, SIGKILL)
             _ = server.wait()
+            unlink(path)
         }
         let client = try KeyValueClient(path: path)
         #expect(client.ask("SET a 1") == "OK")
