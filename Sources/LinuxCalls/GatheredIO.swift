@@ -37,6 +37,26 @@ package enum GatheredIO {
         }
     }
 
+    /// pwritev(2): to a place of a file, whose position stays.
+    package static func write(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, to file: OwnedDescriptor, at offset: UInt64
+    ) throws(SystemCallError) -> Int {
+        try retrying("pwritev") {
+            unsafe pwritev(
+                file.rawValue, pieces.baseAddress, CInt(min(pieces.count, piecesMax)), off_t(clamping: offset))
+        }
+    }
+
+    /// preadv(2): from a place of a file, whose position stays.
+    package static func read(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, from file: OwnedDescriptor, at offset: UInt64
+    ) throws(SystemCallError) -> Int {
+        try retrying("preadv") {
+            unsafe preadv(
+                file.rawValue, pieces.baseAddress, CInt(min(pieces.count, piecesMax)), off_t(clamping: offset))
+        }
+    }
+
     /// recvmsg(2), non-blocking, with room for ``descriptorsMax`` descriptors, which come close-on-exec.
     package static func receive(_ pieces: UnsafeMutableBufferPointer<iovec>, from socket: OwnedDescriptor)
         throws(SystemCallError) -> (byteCount: Int, descriptors: [OwnedDescriptor], isTruncated: Bool)
@@ -99,6 +119,11 @@ package enum GatheredIO {
     /// Where the next read or write of a file happens. Source: lseek(2).
     package static func seek(_ file: OwnedDescriptor, to offset: Int) throws(SystemCallError) {
         _ = try retrying("lseek") { lseek(file.rawValue, off_t(offset), SEEK_SET) }
+    }
+
+    /// Where the next read or write of a file happens now. Source: lseek(2).
+    package static func position(of file: OwnedDescriptor) throws(SystemCallError) -> Int {
+        Int(try retrying("lseek") { lseek(file.rawValue, 0, SEEK_CUR) })
     }
 
     /// Asks for larger socket buffers; the kernel gives what its limits allow. Source: socket(7).

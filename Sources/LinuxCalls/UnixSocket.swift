@@ -153,6 +153,21 @@ package enum StreamSocket {
             isTruncated: truncated != 0)
     }
 
+    /// The first four bytes that wait to be received, big-endian; they stay. Nil while there are fewer, 0 at the end.
+    /// Source: recv(2), MSG_PEEK.
+    package static func peekInteger(from socket: OwnedDescriptor) throws(SystemCallError) -> UInt32? {
+        var bytes: UInt32 = 0
+        do throws(SystemCallError) {
+            let count = try retrying("recv") {
+                unsafe recv(socket.rawValue, &bytes, 4, CInt(MSG_PEEK) | CInt(MSG_DONTWAIT))
+            }
+            return count == 4 ? UInt32(bigEndian: bytes) : count == 0 ? 0 : nil
+        } catch {
+            if error.errno == .wouldBlock { return nil }
+            throw error
+        }
+    }
+
     /// shutdown(2) of the sending side: the peer sees end of stream.
     package static func shutDownWriting(_ socket: OwnedDescriptor) { _ = shutdown(socket.rawValue, CInt(SHUT_WR)) }
 

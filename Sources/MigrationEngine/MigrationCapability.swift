@@ -23,10 +23,15 @@ package enum MigrationCapability: String, Hashable, Sendable, CaseIterable {
     /// The engine does this; the others are known by name and refused.
     package var isImplemented: Bool {
         switch self {
-        case .postcopyRAM, .multifd, .mappedRAM, .switchoverAck: false
+        case .postcopyRAM, .switchoverAck: false
         default: true
         }
     }
+
+    /// Those with a say in how pages cross, and the channel that each needs.
+    static let channels: [(MigrationCapability, String)] = [
+        (.unixPageFlipping, "a unix socket"), (.mappedRAM, "a file"), (.multifd, "a unix or tcp socket"),
+    ]
 
     /// Announced in the CONFIGURATION record, so that an end without it refuses by name before anything is at risk.
     package var isAnnounced: Bool {
@@ -48,7 +53,7 @@ package enum MigrationCapability: String, Hashable, Sendable, CaseIterable {
     package var exclusions: [MigrationCapability] {
         switch self {
         case .multifd: [.postcopyRAM, .unixPageFlipping]
-        case .mappedRAM: [.postcopyRAM, .unixPageFlipping, .ignoreShared, .multifd, .returnPath, .releaseRAM]
+        case .mappedRAM: [.postcopyRAM, .unixPageFlipping, .ignoreShared, .returnPath, .releaseRAM]
         case .ignoreShared: [.unixPageFlipping]
         default: []
         }

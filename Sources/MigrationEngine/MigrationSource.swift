@@ -213,10 +213,11 @@ final class SourceDriver {
             throw MigrationError(
                 .invalidConfiguration, in: .setup, "\(output.transport.name) has no way back for return-path")
         }
-        if configuration.has(.unixPageFlipping) && owner.hooks == nil {
+        for (capability, needed) in MigrationCapability.channels
+        where configuration.has(capability) && owner.hooks == nil {
             throw MigrationError(
                 .invalidConfiguration, in: .setup,
-                "unix-page-flipping needs a unix socket, not \(output.transport.name)")
+                "\(capability.rawValue) needs \(needed), not \(output.transport.name)")
         }
         let writer = output.writer
         writer.writeHeader()
@@ -258,7 +259,7 @@ final class SourceDriver {
 
     private func round(throttlePercent: Int) -> SourceMachine.Action {
         let start = now()
-        let sentBefore = output.byteCount + (owner.hooks?.sideByteCount ?? 0)
+        let sentBefore = crossedByteCount
         owner.guest.setThrottle(percent: throttlePercent)
         owner.report {
             $0.status = .active
@@ -267,7 +268,7 @@ final class SourceDriver {
         do throws(MigrationError) {
             try sendPending()
             let nanoseconds = max(1, now() - start)
-            let sent = output.byteCount + (owner.hooks?.sideByteCount ?? 0) - sentBefore
+            let sent = crossedByteCount - sentBefore
             let added = try sender.synchronise(phase: .precopy)
             let decision = convergence.roundEnded(
                 sentByteCount: sent, nanoseconds: nanoseconds, dirtyByteCount: sender.pendingByteCount,
@@ -286,20 +287,23 @@ final class SourceDriver {
         }
     }
 
+    /// Bytes handed to the channel, in the stream and beside it.
+    var crossedByteCount: UInt64 { output.byteCount + (owner.hooks?.sideByteCount ?? 0) }
+
     /// PARTs until nothing is pending, within the bandwidth limit.
     private func sendPending() throws(MigrationError) {
         while sender.pendingPageCount > 0 {
             let start = now()
-            let before = output.byteCount
+            let before = crossedByteCount
             try sendPart { () throws(MigrationError) in
                 // A PART is as long as QEMU's: up to 50 ms, or what a window of the bandwidth limit allows.
                 now() - start > 50_000_000
                     || (configuration.parameters.maxBandwidthBytesPerSecond > 0
-                        && output.byteCount - before > configuration.parameters.maxBandwidthBytesPerSecond / 10)
+                        && crossedByteCount - before > configuration.parameters.maxBandwidthBytesPerSecond / 10)
             }
             try returnPath?.poll()
             publish()
-            let wait = bandwidth.sent(byteCount: output.byteCount - before, nowNanoseconds: now())
+            let wait = bandwidth.sent(byteCount: crossedByteCount - before, nowNanoseconds: now())
             if wait > 0 { owner.orders.wait(timeoutNanoseconds: wait) { $0.isCancelled } }
             try checkOrders()
         }
@@ -330,7 +334,7 @@ final class SourceDriver {
             progress.ram.downtimeByteCount = kept.downtimeByteCount
             progress.ram.postcopyByteCount = kept.postcopyByteCount
             progress.ram.postcopyRequests = kept.postcopyRequests
-            progress.ram.multifdByteCount = kept.multifdByteCount
+            progress.ram.multifdByteCount = configuration.has(.multifd) ? owner.hooks?.sideByteCount ?? 0 : 0
         }
     }
 

@@ -54,6 +54,7 @@ extension TransportError {
         case .closed: MigrationError(.channelClosed, in: phase, "the other end closed the channel while \(doing)")
         case .interrupted: MigrationError(.cancelled, in: phase, "cancelled while \(doing)")
         case .stalled: MigrationError(.timedOut, in: phase, "the other end did nothing for too long while \(doing)")
+        case .failed(let cause as MigrationError): cause
         case .failed(let cause):
             MigrationError(.channelFailed, in: phase, "the channel failed while \(doing)", cause: cause)
         }

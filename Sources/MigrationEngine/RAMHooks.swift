@@ -54,8 +54,47 @@ package protocol SourceRAMHooks: AnyObject, Sendable {
     func takeBack() throws(MigrationError)
     /// Bytes that crossed outside of the stream.
     var sideByteCount: UInt64 { get }
+    /// Writes the block list in a way of its own; false leaves it to the sender.
+    func writeBlockList(_ output: StreamOutput, _ encoder: RAMEncoder) throws(MigrationError) -> Bool
+    /// Offered a run of pages that are known to be zero, which nobody needs to read; false leaves them to the sender.
+    func saveZeroPages(_ run: PageRun) throws(MigrationError) -> Bool
+    /// Everything that was pending has been offered: the next pages may be some of them again. Comes before
+    /// ``afterRAMIterate(_:_:)``.
+    func roundEnded(_ output: StreamOutput) throws(MigrationError)
+    /// Of pages answered with ``SavePageAnswer/delayed(pageCount:)`` and of pages of zeroes taken: what they turned out
+    /// to be, so far.
+    var delayedPages: DelayedPages { get }
     /// The migration is over: let go of what only it needed.
     func end()
+}
+
+/// What pages that a channel took turned out to be.
+package struct DelayedPages: Hashable, Sendable {
+    package var normal: UInt64 = 0
+    package var zero: UInt64 = 0
+
+    package init(normal: UInt64 = 0, zero: UInt64 = 0) {
+        self.normal = normal
+        self.zero = zero
+    }
+}
+
+extension SourceRAMHooks {
+    package func writeBlockList(_ output: StreamOutput, _ encoder: RAMEncoder) throws(MigrationError) -> Bool { false }
+    package func saveZeroPages(_ run: PageRun) throws(MigrationError) -> Bool { false }
+    package func roundEnded(_ output: StreamOutput) throws(MigrationError) {}
+    package var delayedPages: DelayedPages { DelayedPages() }
+    package func confirmSetup(_ exchange: (UInt32) throws(MigrationError) -> Void) throws(MigrationError) {}
+    package func destinationHas(_ runs: [PageRun]) throws(MigrationError) {}
+    package func takeBack() throws(MigrationError) {}
+}
+
+/// Where the stream says that what channels beside it carry must be here.
+package enum RAMSynchronisation: Hashable, Sendable {
+    /// MULTIFD_FLUSH.
+    case flush
+    /// The end mark of a section's body.
+    case endOfSection(SectionKind)
 }
 
 /// How a channel takes part in receiving RAM.
@@ -68,8 +107,41 @@ package protocol DestinationRAMHooks: AnyObject, Sendable {
     func answerPing(_ value: UInt32, _ output: StreamOutput) throws(MigrationError) -> Bool
     /// The block list was received, in this order.
     func blocksListed(_ blocks: [RAMBlock])
+    /// Before the first byte: the memory pages may come for.
+    /// - Parameter holdsData: Per block, pages that may hold something other than zeroes now.
+    func prepare(_ blocks: [RAMBlock], holdsData: [PageSet])
+    /// A block's entry said where its pages are in the file: takes them, and leaves the input behind them.
+    /// - Parameter holdsData: Pages that may hold something other than zeroes.
+    func loadMapped(_ entry: RAMBlockEntry, into block: RAMBlock, holdsData: PageSet, from input: StreamInput)
+        throws(MigrationError) -> DelayedPages
+    /// The stream goes on only when channels beside it have come so far. False: there are none.
+    func synchronise(_ point: RAMSynchronisation, in phase: MigrationPhase) throws(MigrationError) -> Bool
+    /// A channel beside the stream put something into this page.
+    func holdsData(_ reference: BlockReference, page: Int) -> Bool
     /// The migration is over: let go of what only it needed.
     func end()
+}
+
+extension DestinationRAMHooks {
+    package func loadDescriptor(_ input: StreamInput) throws(MigrationError) {
+        throw MigrationError(.capabilityMismatch, in: input.phase, "the channel cannot take a page-flip pipe")
+    }
+    package func loadPages(_ run: PageRun) throws(MigrationError) {
+        throw MigrationError(.capabilityMismatch, in: .precopy, "the channel cannot take pages beside the stream")
+    }
+    package func answerPing(_ value: UInt32, _ output: StreamOutput) throws(MigrationError) -> Bool { false }
+    package func blocksListed(_ blocks: [RAMBlock]) {}
+    package func prepare(_ blocks: [RAMBlock], holdsData: [PageSet]) {}
+    package func loadMapped(
+        _ entry: RAMBlockEntry, into block: RAMBlock, holdsData: PageSet, from input: StreamInput
+    ) throws(MigrationError) -> DelayedPages {
+        throw MigrationError(
+            .capabilityMismatch, in: input.phase, "mapped-ram needs a file, not \(input.transport.name)")
+    }
+    package func synchronise(
+        _ point: RAMSynchronisation, in phase: MigrationPhase
+    ) throws(MigrationError) -> Bool { false }
+    package func holdsData(_ reference: BlockReference, page: Int) -> Bool { false }
 }
 
 /// Consecutive pages of one block.

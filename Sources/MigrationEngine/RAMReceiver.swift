@@ -21,6 +21,8 @@ package final class RAMReceiver {
     /// Blocks that were listed and are not the guest's.
     package private(set) var surplus: [String] = []
     private let surplusBlocks: [String: Int]
+    /// The section whose body is being read.
+    private var kind = SectionKind.start
     /// A run of flipped pages that is still growing.
     private var flipped: PageRun?
 
@@ -58,13 +60,14 @@ package final class RAMReceiver {
         }
         awaited = blocks.map { block in
             var set = PageSet(pageCount: block.pageCount)
-            // In a postcopy a page that is not here must stay absent.
-            if !configuration.has(.postcopyRAM) { set.insertAll() }
+            // In a postcopy a page that is not here must stay absent; with multifd it may come elsewhere meanwhile.
+            if !configuration.has(.postcopyRAM), !configuration.has(.multifd) { set.insertAll() }
             return set
         }
         for (index, block) in guest.ramBlocks.enumerated() where !isIgnored[index] {
             progress.totalByteCount += UInt64(block.byteCount)
         }
+        hooks?.prepare(blocks, holdsData: mayHoldData)
     }
 
     /// Reads the body of a RAM section, up to its end mark.
@@ -72,6 +75,7 @@ package final class RAMReceiver {
         do throws(StreamError) {
             try decoder.beginSection(header.kind, version: header.version, at: input.buffer.offset)
         } catch { throw StreamInput.migrationError(error, in: input.phase, false) }
+        kind = header.kind
         switch header.kind {
         case .start:
             guard !hasStarted else {
@@ -142,9 +146,16 @@ package final class RAMReceiver {
                 fill(reference, Int(offset), byte)
             case .endOfSection:
                 input.buffer.consume(to: cursor)
+                _ = try hooks?.synchronise(.endOfSection(kind), in: input.phase)
                 return false
             case .memorySize: break
-            case .block(let entry): listed.append(blocks[entry.reference.index])
+            case .block(let entry):
+                listed.append(blocks[entry.reference.index])
+                guard entry.mapped != nil else { break }
+                input.buffer.consume(to: cursor)
+                cursor = StreamCursor([])
+                try loadMapped(entry, from: input)
+                cursor = input.buffer.cursor(isFinal: input.isAtEnd)
             case .flipDescriptor:
                 input.buffer.consume(to: cursor)
                 guard let hooks else {
@@ -171,7 +182,11 @@ package final class RAMReceiver {
                 try receiveXBZRLE(reference, Int(offset), encodedByteCount, from: input)
                 cursor = input.buffer.cursor(isFinal: input.isAtEnd)
             case .multifdFlush:
-                break
+                guard try hooks?.synchronise(.flush, in: input.phase) == true else {
+                    throw MigrationError(
+                        .capabilityMismatch, in: input.phase,
+                        "the source sends pages over channels of their own; switch multifd on at both ends or at none")
+                }
             }
         }
     }
@@ -206,6 +221,20 @@ package final class RAMReceiver {
         }
     }
 
+    private func loadMapped(_ entry: RAMBlockEntry, from input: StreamInput) throws(MigrationError) {
+        let index = entry.reference.index
+        guard let hooks, !isIgnored[index] else {
+            throw MigrationError(
+                .capabilityMismatch, in: input.phase,
+                "the stream has its pages at places of a file (mapped-ram), and \(input.transport.name) is none")
+        }
+        let loaded = try hooks.loadMapped(entry, into: blocks[index], holdsData: mayHoldData[index], from: input)
+        progress.normalPages &+= loaded.normal
+        progress.zeroPages &+= loaded.zero
+        mayHoldData[index].insertAll()
+        awaited[index].removeAll()
+    }
+
     private func takeFlipped() throws(MigrationError) {
         guard let run = flipped else { return }
         flipped = nil
@@ -219,7 +248,8 @@ package final class RAMReceiver {
         let destination = unsafe blocks[index].base + offset
         if byte == 0 {
             // A page nobody ever wrote is zero; to look at it would fill it.
-            guard mayHoldData[index].contains(page), unsafe !isZero(destination, byteCount: guestPageSize) else {
+            let mayHold = mayHoldData[index].contains(page) || hooks?.holdsData(reference, page: page) == true
+            guard mayHold, unsafe !isZero(destination, byteCount: guestPageSize) else {
                 return
             }
         }

@@ -21,8 +21,7 @@ package final class RAMSender {
     private var dataMaps: [DataMap?]
     private let hooks: (any SourceRAMHooks)?
     private var position = (block: 0, page: 0)
-    package private(set) var progress = RAMProgress()
-    private let detectsZero: Bool
+    private var counts = RAMProgress()
 
     package init(
         guest: any MigratableGuest, configuration: MigrationConfiguration, hooks: (any SourceRAMHooks)?
@@ -36,9 +35,8 @@ package final class RAMSender {
         pending = blocks.map { PageSet(pageCount: $0.pageCount) }
         taken = blocks.map { PageSet(pageCount: $0.pageCount) }
         dataMaps = blocks.map { DataMap($0) }
-        detectsZero = true
         for (index, block) in blocks.enumerated() where !isIgnored[index] {
-            progress.totalByteCount += UInt64(block.byteCount)
+            counts.totalByteCount += UInt64(block.byteCount)
         }
     }
 
@@ -60,6 +58,15 @@ package final class RAMSender {
         options.flipsPages = configuration.has(.unixPageFlipping)
         options.acceptsFill = true
         return options
+    }
+
+    package var progress: RAMProgress {
+        var result = counts
+        if let delayed = hooks?.delayedPages {
+            result.normalPages += delayed.normal
+            result.zeroPages += delayed.zero
+        }
+        return result
     }
 
     // MARK: Which pages
@@ -85,7 +92,7 @@ package final class RAMSender {
         do { try guest.restartDirtyTracking() } catch {
             throw MigrationError(.guestFailed, in: phase, "the guest's writes cannot be tracked", cause: error)
         }
-        progress.dirtySyncCount += 1
+        counts.dirtySyncCount += 1
         return added
     }
 
@@ -110,7 +117,7 @@ package final class RAMSender {
 
     /// The body of START.
     package func writeSetup(to output: StreamOutput) throws(MigrationError) {
-        encoder.writeBlockList(to: output.writer)
+        if try hooks?.writeBlockList(output, encoder) != true { encoder.writeBlockList(to: output.writer) }
         try hooks?.beforeRAMIterate(output, .setup)
         try hooks?.afterRAMIterate(output, .setup)
         encoder.writeEndOfSection(to: output.writer)
@@ -130,6 +137,7 @@ package final class RAMSender {
             if keepsRuns { sent.append(run) }
             if try isEnough() { break }
         }
+        if pendingPageCount == 0 { try hooks?.roundEnded(output) }
         try hooks?.afterRAMIterate(output, phase)
         encoder.writeEndOfSection(to: output.writer)
         return sent
@@ -182,11 +190,15 @@ package final class RAMSender {
             if let extent = dataMaps[whole.reference.index]?.extent(at: page) {
                 run.pages = page..<min(page + extent.pageCount, run.pages.upperBound)
                 if extent.isHole {
+                    if try hooks?.saveZeroPages(run) == true {
+                        page = run.pages.upperBound
+                        continue
+                    }
                     for page in run.pages {
                         encoder.writeFilledPage(
                             run.reference, offset: UInt64(page * guestPageSize), to: output.writer)
                     }
-                    progress.zeroPages += UInt64(run.pages.count)
+                    counts.zeroPages += UInt64(run.pages.count)
                     page = run.pages.upperBound
                     try output.flushIfLarge()
                     continue
@@ -204,15 +216,13 @@ package final class RAMSender {
                     run.pages = page..<min(page + max(count, 1), run.pages.upperBound)
                     try sendOrdinary(run, to: output)
                     page = run.pages.upperBound
-                case .delayed(let count):
-                    page += count
-                    progress.normalPages += UInt64(count)
+                case .delayed(let count): page += count
                 case .sent(let count, let byteCount):
                     page += count
                     if byteCount > 0 {
-                        progress.normalPages += UInt64(count)
+                        counts.normalPages += UInt64(count)
                     } else {
-                        progress.zeroPages += UInt64(count)
+                        counts.zeroPages += UInt64(count)
                     }
                 }
             } else {
@@ -230,12 +240,12 @@ package final class RAMSender {
             let offset = page &* guestPageSize
             if unsafe isZero(base + offset, byteCount: guestPageSize) {
                 encoder.writeFilledPage(run.reference, offset: UInt64(offset), to: writer)
-                progress.zeroPages &+= 1
+                counts.zeroPages &+= 1
             } else {
                 encoder.writePageHeader(run.reference, offset: UInt64(offset), to: writer)
                 try output.appendContents(
                     of: PageRun(block: run.block, reference: run.reference, pages: page..<(page &+ 1)))
-                progress.normalPages &+= 1
+                counts.normalPages &+= 1
             }
         }
         try output.flushIfLarge()

@@ -14,8 +14,23 @@ package import MigrationStream
 
     package init(transport: any MigrationTransport, capacity: Int = 1 << 18) {
         self.transport = transport
-        buffer = StreamBuffer(capacity: capacity)
+        // In a file, places in messages are the file's.
+        let start = (try? transport.seekable?.position()) ?? 0
+        buffer = StreamBuffer(capacity: capacity, at: start)
     }
+
+    /// Goes on at another place of a file; what was read ahead is dropped.
+    package func reposition(to offset: UInt64) throws(MigrationError) {
+        guard let file = transport.seekable else { preconditionFailure("\(transport.name) has no places") }
+        do throws(TransportError) { try file.seek(to: offset) } catch {
+            throw error.migrationError(in: phase, "going to byte \(offset) of the file")
+        }
+        buffer.move(to: offset)
+        isAtEnd = false
+    }
+
+    /// Accounts bytes that a hook received itself.
+    package func receivedAside(byteCount: UInt64) { receivedByteCount += byteCount }
 
     /// Receives more, at least one byte unless the end is reached; asks for room for `minimum`.
     package func fill(minimum: Int) throws(MigrationError) {

@@ -6,7 +6,7 @@ import Glibc
 ///   - pointer: Aligned to 64 bytes.
 ///   - byteCount: A multiple of 256.
 @inline(__always)
-func isZero(_ pointer: UnsafeRawPointer, byteCount: Int) -> Bool {
+package func isZero(_ pointer: UnsafeRawPointer, byteCount: Int) -> Bool {
     // The first words of a page with contents are rarely all zero.
     if unsafe pointer.load(as: UInt64.self) != 0 { return false }
     var offset = 0

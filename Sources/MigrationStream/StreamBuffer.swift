@@ -98,6 +98,14 @@
         offset += UInt64(byteCount)
     }
 
+    /// Drops everything and goes on at another place of the stream, as in a file.
+    package func move(to offset: UInt64) {
+        start = 0
+        end = 0
+        if !isKnownUniquelyReferenced(&storage) { storage = ByteStorage(capacity: storage.capacity) }
+        self.offset = offset
+    }
+
     private func makeRoom(_ minimum: Int) {
         if storage.capacity - end >= minimum { return }
         let held = count

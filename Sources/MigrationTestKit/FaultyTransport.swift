@@ -106,3 +106,44 @@ package final class FaultyTransport: MigrationTransport {
     package func setStallLimit(milliseconds: UInt64) { inner.setStallLimit(milliseconds: milliseconds) }
     package func close() { inner.close() }
 }
+
+/// What goes to places of a file breaks like everything else.
+extension FaultyTransport: SeekableTransport {
+    package var isSeekable: Bool { file != nil }
+    private var file: (any SeekableTransport)? { inner.seekable }
+
+    /// A call that moves no bytes cannot be cut: it fails.
+    private func beginWhole() throws(TransportError) {
+        if try begin() != nil, isCutting { try breakDown() }
+    }
+
+    package func position() throws(TransportError) -> UInt64 {
+        try beginWhole()
+        return try file!.position()
+    }
+
+    package func seek(to offset: UInt64) throws(TransportError) {
+        try beginWhole()
+        try file!.seek(to: offset)
+    }
+
+    package func send(_ pieces: UnsafeMutableBufferPointer<iovec>, at offset: UInt64) throws(TransportError) {
+        let limit = try begin()
+        guard isCutting, let limit else { return try unsafe file!.send(pieces, at: offset) }
+        var part = unsafe iovec(iov_base: pieces[0].iov_base, iov_len: max(limit, pieces[0].iov_len / 2))
+        try unsafe withUnsafeMutablePointer(to: &part) { (pointer) throws(TransportError) in
+            try unsafe file!.send(UnsafeMutableBufferPointer(start: pointer, count: 1), at: offset)
+        }
+        try breakDown()
+    }
+
+    package func receive(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, at offset: UInt64
+    ) throws(TransportError) -> Int {
+        let limit = try begin()
+        guard let limit else { return try unsafe file!.receive(pieces, at: offset) }
+        return try unsafe receive(pieces, limit) { (pieces) throws(TransportError) in
+            try unsafe file!.receive(pieces, at: offset)
+        } ?? 0
+    }
+}

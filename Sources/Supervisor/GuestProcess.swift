@@ -145,6 +145,8 @@ package enum GuestProcess {
     /// Signals become input of the monitor, and descriptors may be as many as the system allows.
     static func prepareProcess() throws(SystemCallError) -> SignalDescriptor {
         _ = signal(SIGPIPE, SIG_IGN)
+        // A file that may not grow so far is an error of whoever writes it (RLIMIT_FSIZE), not the end of the guest.
+        _ = signal(SIGXFSZ, SIG_IGN)
         var limit = rlimit()
         if unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0, limit.rlim_cur < limit.rlim_max {
             limit.rlim_cur = min(limit.rlim_max, 65_536)

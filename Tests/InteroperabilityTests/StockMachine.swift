@@ -49,7 +49,10 @@ final class StockMachine {
 
     /// QMP commands, one connection; answers what each returned.
     @discardableResult
-    func command(_ commands: String...) throws -> String {
+    func command(_ commands: String...) throws -> String { try command(arguments: commands) }
+
+    @discardableResult
+    func command(arguments commands: [String]) throws -> String {
         let script = """
             import json, socket, sys
             s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); f = s.makefile('rw'); f.readline()

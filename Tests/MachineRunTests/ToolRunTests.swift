@@ -86,13 +86,19 @@ struct ToolRunTests {
         #expect(try guest.waitForEnd(seconds: 30) == Self.done)
     }
 
-    @Test("a saved guest comes back from its file as it was") func saveAndRestore() throws {
+    @Test(
+        "a saved guest comes back from its file as it was, which 'analyze' reads",
+        arguments: [[], ["--mapped-ram"]])
+    func saveAndRestore(more: [String]) throws {
         let run = try MonitorRun()
         let guest = try run.heartbeat(name: "saved")
         try guest.wait(for: "tick 10 ", seconds: 60)
         let file = run.directory.file("guest.stream")
-        let save = try run.command(["save", "saved", file])
+        let save = try run.command(["save", "saved", file] + more)
         #expect(save.end == Self.done, "\(save.errors)")
+        let report = try run.command(["analyze", file, "--format", "json"])
+        #expect(report.end == Self.done && report.output.contains("riscv_virt_board.ram"), "\(report.errors)")
+        #expect(report.output.contains("mapped-ram") == !more.isEmpty, "\(report.output.prefix(2000))")
         #expect(try guest.waitForEnd(seconds: 30) == Self.done)
         let back = try RunningProgram(
             Checkout.tool, ["restore", file, "--name", "back"], name: "back", environment: run.environment)
@@ -100,6 +106,38 @@ struct ToolRunTests {
         #expect(!back.output.text.contains("heartbeat harts="))  // it did not start anew
         try back.type("p")
         #expect(try HeartbeatStatistics(back.wait(for: "stats ", seconds: 30)).bad == 0)
+        try back.type("q")
+        #expect(try back.waitForEnd(seconds: 30) == Self.done)
+    }
+
+    @Test(
+        "a disk that is full in the middle of a save leaves the guest running, and the next save works",
+        arguments: [[], ["--mapped-ram"]])
+    func fullDisk(more: [String]) throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(name: "cramped")
+        try guest.wait(for: "tick 5 ", seconds: 60)
+        let facts = try run.command(["qmp", "cramped", "x-sidestep-inspect"]).output
+        let process = try #require(facts.firstMatch(of: /"process": ([0-9]+)/)).1
+        func limit(_ text: String) throws {
+            _ = try HostTools.need("prlimit", ["--pid", String(process), "--fsize=\(text)"])
+        }
+        // What this process writes into a file may be a megabyte long.
+        try limit("1048576:unlimited")
+        let file = run.directory.file("guest.stream")
+        let save = try run.command(["save", "cramped", file] + more)
+        #expect(save.end == .exited(status: 80), "\(save.output) \(save.errors)")
+        #expect(save.errors.contains("runs on here") && save.errors.contains("too large"), "\(save.errors)")
+        guest.output.skipToEnd()
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("p")
+        #expect(try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30)).bad == 0)
+        try limit("unlimited")
+        #expect(try run.command(["save", "cramped", file] + more).end == Self.done)
+        _ = try guest.waitForEnd(seconds: 30)
+        let back = try RunningProgram(
+            Checkout.tool, ["restore", file, "--name", "back"], name: "back", environment: run.environment)
+        try back.wait(for: "tick ", seconds: 30)
         try back.type("q")
         #expect(try back.waitForEnd(seconds: 30) == Self.done)
     }

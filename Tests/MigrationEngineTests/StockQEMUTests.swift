@@ -4,6 +4,7 @@ import GuestMemory
 import LinuxCalls
 import MigrationChannels
 import MigrationEngine
+import MigrationStream
 import Synchronization
 import Testing
 
@@ -45,6 +46,13 @@ final class EmptyMachine: MigratableGuest {
 
 /// A QEMU without a board, driven over its monitor.
 final class EmptyQEMU {
+    /// QEMU 10.0 beside the installed one, if it was fetched.
+    static let ten = [
+        ProcessInfo.processInfo.environment["SIDESTEP_CACHE"],
+        URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../.cache").standardized.path(),
+    ].compactMap { $0.map { $0 + "/qemu-10.0/qemu-system-x86_64" } }.first { (path: String) in
+        FileManager.default.isExecutableFile(atPath: path)
+    }
     static let path = ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-riscv64"].first { (path: String) in
         FileManager.default.isExecutableFile(atPath: path)
     }
@@ -52,14 +60,14 @@ final class EmptyQEMU {
     private let monitor: OwnedDescriptor
     private var buffer: [UInt8] = []
 
-    init(incoming: String? = nil, megabytes: Int = 8) throws {
+    init(_ program: String = EmptyQEMU.path!, incoming: String? = nil, megabytes: Int = 8) throws {
         let (near, far) = try StreamSocket.pair()
         var arguments = [
             "-S", "-M", "none", "-accel", "tcg", "-m", "\(megabytes)", "-display", "none", "-nodefaults",
             "-chardev", "socket,id=m,fd=3", "-mon", "chardev=m,mode=control",
         ]
         if let incoming { arguments += ["-incoming", incoming] }
-        process = try ChildProcess(path: Self.path!, arguments: arguments, descriptors: [3: far])
+        process = try ChildProcess(path: program, arguments: arguments, descriptors: [3: far])
         monitor = near
         _ = try line()
         _ = try command("qmp_capabilities")
@@ -194,5 +202,126 @@ final class EmptyQEMU {
         #expect(source.progress.ram.normalPages == 0)
         #expect(machine.isRunning)
         withExtendedLifetime(qemu) {}
+    }
+
+    /// Both releases, where they are.
+    static let releases: [(program: String, layout: StateLayout)] =
+        [(EmptyQEMU.path, StateLayout.qemu7_2), (EmptyQEMU.ten, .qemu10_0)].compactMap { program, layout in
+            program.map { ($0, layout) }
+        }
+
+    static func switchOn(_ qemu: EmptyQEMU, _ names: [String], channels: Int = 3) throws {
+        try qemu.command(
+            "migrate-set-capabilities",
+            ["capabilities": names.map { ["capability": $0, "state": true] as [String: Any] }])
+        if names.contains("multifd") { try qemu.command("migrate-set-parameters", ["multifd-channels": channels]) }
+    }
+
+    @Test(
+        "pages cross over channels of their own, to each release and from it", arguments: releases.indices, [1, 3])
+    func multifd(release: Int, channels: Int) throws {
+        let (program, layout) = Self.releases[release]
+        let directory = try TemporaryDirectory()
+        let there = directory.path + "/there"
+        let back = directory.path + "/back"
+        let machine = try EmptyMachine(byteCount: Self.byteCount)
+        Self.pattern(machine)
+        var configuration = Self.configuration(returnPath: true)
+        configuration.layout = layout
+        configuration.capabilities.insert(.multifd)
+        configuration.parameters.multifdChannels = UInt64(channels)
+        let qemu = try EmptyQEMU(program, incoming: "defer")
+        try Self.switchOn(qemu, ["multifd"], channels: channels)
+        try qemu.command("migrate-incoming", ["uri": "unix:" + there])
+        let address = ChannelAddress.unix(path: there)
+        let main = try address.connect()
+        let hooks = MultiFDSource(
+            main: main, channels: try (0..<channels).map { _ in try address.connect() }, configuration: configuration)
+        let source = MigrationSource(
+            guest: machine, transport: hooks.transport, configuration: configuration, hooks: hooks)
+        #expect(source.run() == .guestMoved, "\(String(describing: source.progress.error))")
+        #expect(try qemu.waitForMigration() == "completed")
+        #expect(source.progress.ram.multifdByteCount > UInt64(Self.byteCount / 3))
+
+        let twin = try EmptyMachine(byteCount: Self.byteCount)
+        // What was there before must not stay where QEMU says zero.
+        memset(twin.ramBlocks[0].base, 0xa5, Self.byteCount)
+        let acceptor = try MultiFDAcceptor(
+            listener: try StreamSocket.listen(at: .unix(path: back)), name: back, channelCount: channels)
+        try Self.switchOn(qemu, ["return-path"])
+        try qemu.command("migrate", ["uri": "unix:" + back])
+        let (incoming, others) = try acceptor.accept(first: nil)
+        let receiving = MultiFDDestination(
+            main: incoming, channels: others, configuration: configuration, tooMany: { acceptor.hasAnother() })
+        let destination = MigrationDestination(
+            guest: twin, transport: receiving.transport, configuration: configuration, hooks: receiving)
+        #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
+        #expect(try qemu.waitForMigration() == "completed")
+        #expect(memcmp(machine.ramBlocks[0].base, twin.ramBlocks[0].base, Self.byteCount) == 0)
+    }
+
+    @Test(
+        "a QEMU with more channels than are set here is refused by name, and keeps its guest",
+        arguments: releases.indices)
+    func tooManyChannels(release: Int) throws {
+        let (program, _) = Self.releases[release]
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/socket"
+        let qemu = try EmptyQEMU(program)
+        var configuration = Self.configuration(returnPath: true)
+        configuration.capabilities.insert(.multifd)
+        configuration.parameters.multifdChannels = 2
+        let acceptor = try MultiFDAcceptor(
+            listener: try StreamSocket.listen(at: .unix(path: path)), name: path, channelCount: 2)
+        try Self.switchOn(qemu, ["multifd", "return-path"], channels: 4)
+        try qemu.command("migrate", ["uri": "unix:" + path])
+        // Which of its connections come first is chance.
+        var text = ""
+        do {
+            let (incoming, others) = try acceptor.accept(first: nil)
+            let hooks = MultiFDDestination(
+                main: incoming, channels: others, configuration: configuration, tooMany: { acceptor.hasAnother() })
+            let machine = try EmptyMachine(byteCount: Self.byteCount)
+            let destination = MigrationDestination(
+                guest: machine, transport: hooks.transport, configuration: configuration, hooks: hooks)
+            #expect(destination.run() == .guestStayed)
+            text = destination.progress.error?.description ?? "no error"
+        } catch { text = "\(error)" }
+        #expect(text.contains("multifd-channels"), "\(text)")
+        #expect(try qemu.waitForMigration() == "failed")
+    }
+
+    @Test(
+        "QEMU 10.0 restores our mapped-ram file, and we the one it saved, each with threads and without",
+        .enabled(if: EmptyQEMU.ten != nil), arguments: [true, false], [true, false])
+    func mappedRAM(here: Bool, there: Bool) throws {
+        let directory = try TemporaryDirectory()
+        let machine = try EmptyMachine(byteCount: Self.byteCount)
+        Self.pattern(machine)
+        var configuration = Self.configuration(returnPath: false)
+        configuration.layout = .qemu10_0
+        configuration.capabilities = here ? [.mappedRAM, .multifd] : [.mappedRAM]
+        let ours = directory.path + "/ours"
+        let transport = try ChannelAddress.file(path: ours, offset: 4096).connect()
+        let source = MigrationSource(
+            guest: machine, transport: transport, configuration: configuration,
+            hooks: try MappedRAMSource(transport: transport, guest: machine, configuration: configuration))
+        #expect(source.run() == .guestMoved, "\(String(describing: source.progress.error))")
+        let qemu = try EmptyQEMU(EmptyQEMU.ten!, incoming: "defer")
+        try Self.switchOn(qemu, there ? ["mapped-ram", "multifd"] : ["mapped-ram"])
+        try qemu.command("migrate-incoming", ["uri": "file:\(ours),offset=4096"])
+        #expect(try qemu.waitForMigration() == "completed")
+        let theirs = directory.path + "/theirs"
+        try qemu.command("migrate", ["uri": "file:\(theirs),offset=8192"])
+        #expect(try qemu.waitForMigration() == "completed")
+        let twin = try EmptyMachine(byteCount: Self.byteCount)
+        memset(twin.ramBlocks[0].base, 0xa5, Self.byteCount)
+        let reading = try ChannelAddress.file(path: theirs, offset: 8192).listen().accept()
+        #expect(MappedRAMDestination.isAnnounced(in: reading))
+        let destination = MigrationDestination(
+            guest: twin, transport: reading, configuration: configuration,
+            hooks: MappedRAMDestination(configuration: configuration))
+        #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
+        #expect(memcmp(machine.ramBlocks[0].base, twin.ramBlocks[0].base, Self.byteCount) == 0)
     }
 }

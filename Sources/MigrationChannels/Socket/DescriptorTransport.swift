@@ -12,6 +12,8 @@ package final class DescriptorTransport: MigrationTransport {
     package let hasReturnPath: Bool
     package let isSocket: Bool
     private let reading: OwnedDescriptor?
+    /// What is read or written, if it is a regular file.
+    let file: OwnedDescriptor?
     /// Nil when this end only receives, or has finished sending into a pipe.
     private let writingEnd: Mutex<OwnedDescriptor?>
     private var writing: OwnedDescriptor? { writingEnd.withLock { $0 } }
@@ -48,6 +50,9 @@ package final class DescriptorTransport: MigrationTransport {
             try descriptor.status().type == .socket
         }
         self.isSocket = (isSocket ?? writesSocket) ?? false
+        let only = reading ?? writing
+        let isFile = try only.map { (descriptor) throws(SystemCallError) in try descriptor.status().type == .regular }
+        file = isFile == true ? only : nil
         hasReturnPath = reading != nil && writing != nil
         wake = try .event()
         if let onClose { self.onClose.withLock { $0 = onClose } }
@@ -68,6 +73,8 @@ package final class DescriptorTransport: MigrationTransport {
 
     /// The socket itself, for hooks that pass descriptors.
     package var socket: OwnedDescriptor? { isSocket ? (writing ?? reading) : nil }
+
+    var isInterrupted: Bool { interrupted.load(ordering: .relaxed) }
 
     // MARK: Sending
 

@@ -43,17 +43,25 @@ package final class StreamArrival {
 
     private let transport: any MigrationTransport
     private let limits: StreamLimits
+    private let configuration: MigrationConfiguration
+    private let hooks: (any DestinationRAMHooks)?
     private let makeBlocks: ([RAMBlockDescription]) throws -> [RAMBlock]
     private var output: StreamOutput?
 
-    /// - Parameter makeBlocks: One block for each that the stream lists, in this order, of the size it says. Throws for a
+    /// - Parameters:
+    ///   - configuration: Says which of the capabilities that place pages are on.
+    ///   - hooks: How the channel takes part in receiving RAM; ended when RAM is here.
+    ///   - makeBlocks: One block for each that the stream lists, in this order, of the size it says. Throws for a
     ///   list that no machine here can have.
     package init(
         transport: any MigrationTransport, limits: StreamLimits = StreamLimits(),
+        configuration: MigrationConfiguration = MigrationConfiguration(), hooks: (any DestinationRAMHooks)? = nil,
         makeBlocks: @escaping ([RAMBlockDescription]) throws -> [RAMBlock]
     ) {
         self.transport = transport
         self.limits = limits
+        self.configuration = configuration
+        self.hooks = hooks
         self.makeBlocks = makeBlocks
     }
 
@@ -61,6 +69,7 @@ package final class StreamArrival {
     /// - Throws: When the stream is damaged, or for no machine that can be built here; the source was told and keeps its
     ///   guest if it can still be told.
     package func run() throws(MigrationError) -> Contents {
+        defer { hooks?.end() }
         do throws(MigrationError) { return try receive() } catch {
             refuse()
             throw error
@@ -89,8 +98,13 @@ package final class StreamArrival {
             }
             switch record {
             case .header: break
-            case .configuration(let received):
-                if let name = received.capabilities?.first {
+            case .configuration(var received):
+                let isMapped = configuration.has(.mappedRAM)
+                let others = (received.capabilities ?? []).filter {
+                    !isMapped || $0 != MigrationCapability.mappedRAM.rawValue
+                }
+                received.capabilities = nil
+                if let name = others.first {
                     throw MigrationError(
                         .capabilityMismatch, in: .setup,
                         "\(name) is on at the source; use a machine that waits with it on, or switch it off there")
@@ -99,14 +113,17 @@ package final class StreamArrival {
             case .section(let header) where header.name == "ram":
                 input.phase = .precopy
                 if receiver == nil {
-                    let options = RAMSender.options(MigrationConfiguration())
-                    let list = try input.peekBlockList(version: header.version, options: options, limits: limits)
+                    let options = RAMSender.options(configuration)
+                    let list =
+                        options.isMapped
+                        ? try input.peekMappedBlockList(version: header.version, options: options, limits: limits)
+                        : try input.peekBlockList(version: header.version, options: options, limits: limits)
                     let memory: [RAMBlock]
                     do { memory = try makeBlocks(list) } catch {
                         throw MigrationError(.ramMismatch, in: .setup, "RAM differs", cause: error)
                     }
                     receiver = RAMReceiver(
-                        guest: MemoryOnly(memory), configuration: MigrationConfiguration(), hooks: nil)
+                        guest: MemoryOnly(memory), configuration: configuration, hooks: hooks)
                 }
                 try receiver?.receiveSection(header, from: input)
                 try input.decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.endSection(&cursor) }

@@ -72,6 +72,47 @@ extension StreamInput {
     }
 }
 
+extension StreamInput {
+    /// As ``peekBlockList(version:options:limits:)``, for a list whose entries are apart in the file.
+    func peekMappedBlockList(
+        version: UInt32, options: RAMStreamOptions, limits: StreamLimits
+    ) throws(MigrationError) -> [RAMBlockDescription] {
+        guard let file = transport.seekable else {
+            throw MigrationError(.capabilityMismatch, in: phase, "mapped-ram needs a file, not \(transport.name)")
+        }
+        /// Longer than an entry.
+        let byteCount = 1024
+        var place = buffer.offset
+        var decoder = RAMDecoder(takingAnyBlock: options, limits: limits)
+        while !decoder.isListComplete {
+            let entry = StreamBuffer(capacity: byteCount, at: place)
+            do throws(TransportError) {
+                let received = try unsafe entry.fill(minimum: byteCount) { (space) throws(TransportError) in
+                    var piece = unsafe iovec(iov_base: space.baseAddress, iov_len: byteCount)
+                    return try unsafe withUnsafeMutablePointer(to: &piece) { (pointer) throws(TransportError) in
+                        try unsafe file.receive(UnsafeMutableBufferPointer(start: pointer, count: 1), at: place)
+                    }
+                }
+                if received == 0 { throw .closed }
+            } catch { throw error.migrationError(in: phase, "reading the list of RAM blocks") }
+            var cursor = entry.cursor(isFinal: true)
+            do throws(StreamError) {
+                try decoder.beginSection(.start, version: version, at: place)
+                while true {
+                    switch try decoder.next(&cursor) {
+                    case .memorySize: continue
+                    case .block(let entry):
+                        place = entry.mapped?.end(byteCount: entry.byteCount) ?? cursor.offset
+                    default: throw StreamError(.unexpectedRecord("a RAM section without a list of blocks"), at: place)
+                    }
+                    break
+                }
+            } catch { throw Self.migrationError(error, in: phase, true) }
+        }
+        return decoder.blocks
+    }
+}
+
 /// What is on the wire between a channel and what was read from it already: first the bytes at hand, then the channel.
 package final class ReplayedTransport: MigrationTransport {
     private let base: any MigrationTransport

@@ -39,7 +39,7 @@ package final class Bridge: Sendable {
     package func run(from: String, to: String) throws(Refusal) {
         let address: MigrationAddress
         do { address = try MigrationAddress(uri: to) } catch { throw Refusal(.usage, error.description) }
-        let source = try GuestProcess.awaitSource(from)
+        let source = try GuestProcess.awaitSource(from).transport
         let opened: MigrationOpening.Opened
         do throws(SystemCallError) {
             opened = try MigrationOpening.outgoing(address, descriptor: try GuestProcess.inherited(address))

@@ -9,9 +9,11 @@ extension GuestProcess {
     /// - Parameters:
     ///   - requested: The name, and what the user's flags say.
     ///   - uri: Where the guest comes from, or is waited for.
+    ///   - multifdChannels: How many channels the source has for pages; 0 is none.
     /// - Throws: ``Refusal`` when nothing was started; the source was told if it can be.
     package static func receive(
-        _ requested: RunConfiguration, given: GivenFlags, from uri: String, keeper: ProcessKeeper? = nil
+        _ requested: RunConfiguration, given: GivenFlags, from uri: String, multifdChannels: Int = 0,
+        keeper: ProcessKeeper? = nil
     ) throws(Refusal) -> Int32 {
         var configuration = requested
         if configuration.console == nil { configuration.console = .stdio }
@@ -20,11 +22,24 @@ extension GuestProcess {
         do {
             let directory = try RunDirectory.claim(name: configuration.name ?? "")
             defer { directory.remove() }
-            let transport = try awaitSource(uri)
+            var parts = MigrationConfiguration()
+            if multifdChannels > 0 {
+                parts.capabilities.insert(.multifd)
+                parts.parameters.multifdChannels = UInt64(multifdChannels)
+            }
+            do throws(MigrationError) { try parts.validate() } catch { throw Refusal(.usage, error.message) }
+            let source = try awaitSource(uri, parts)
+            let transport = source.transport
+            // A file says by itself where its pages are.
+            if MappedRAMDestination.isAnnounced(in: transport) { parts.capabilities.insert(.mappedRAM) }
+            let equipment = MigrationEquipment.destination(
+                transport, channels: source.channels, acceptor: source.acceptor, parts)
             let given = ArrivedMachine.Given(
                 memory: given.memory, processorCount: given.processorCount, isa: given.isa, virtio: given.virtio)
             let wanted = configuration
-            let arrival = StreamArrival(transport: transport) {
+            let arrival = StreamArrival(
+                transport: equipment.transport, configuration: parts, hooks: equipment.hooks
+            ) {
                 try ArrivedMachine.makeBlocks($0, wanted, given)
             }
             let contents: StreamArrival.Contents
@@ -66,23 +81,43 @@ extension GuestProcess {
         }
     }
 
+    /// A source that is connected.
+    struct Source {
+        var transport: DescriptorTransport
+        var channels: [DescriptorTransport] = []
+        var acceptor: MultiFDAcceptor?
+    }
+
     /// Opens the channel and waits for the source.
-    static func awaitSource(_ uri: String) throws(Refusal) -> DescriptorTransport {
+    static func awaitSource(
+        _ uri: String, _ parts: MigrationConfiguration = MigrationConfiguration()
+    ) throws(Refusal) -> Source {
         let address: MigrationAddress
-        do { address = try MigrationAddress(uri: uri) } catch { throw Refusal(.usage, error.description) }
-        do throws(SystemCallError) {
+        do {
+            address = try MigrationAddress(uri: uri)
+            try MigrationEquipment.judge(address, parts)
+        } catch { throw Refusal(.usage, error.description) }
+        do {
             if let (listener, actual) = try MigrationOpening.listen(address) {
                 Diagnostics.write("waiting for the guest at \(actual)")
                 defer {
                     if case .unix(let path) = actual, !path.hasPrefix("@") { FileInformation.remove(path) }
                 }
-                return try DescriptorTransport(
-                    name: actual.description, socket: try StreamSocket.accept(from: listener))
+                let first = try StreamSocket.accept(from: listener)
+                let channelCount = MigrationEquipment.channelCount(parts)
+                guard channelCount > 0 else {
+                    return Source(
+                        transport: try DescriptorTransport(name: actual.description, socket: first))
+                }
+                let acceptor = try MultiFDAcceptor(
+                    listener: listener, name: actual.description, channelCount: channelCount)
+                let (main, channels) = try acceptor.accept(first: first)
+                return Source(transport: main, channels: channels, acceptor: acceptor)
             }
             guard let opened = try MigrationOpening.incoming(address, descriptor: try inherited(address)) else {
                 throw SystemCallError("open", .invalidArgument, subject: uri)
             }
-            return opened.transport
+            return Source(transport: opened.transport)
         } catch { throw Refusal("cannot open \(uri): \(error)") }
     }
 

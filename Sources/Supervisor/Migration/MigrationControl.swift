@@ -23,6 +23,8 @@ final class MigrationControl: @unchecked Sendable {
     private(set) var isActive = false
     private var isCancelled = false
     private var listener: (descriptor: OwnedDescriptor, token: EventLoop.Token, path: String?)?
+    /// Waits for the connections of a multifd source.
+    private var acceptor: MultiFDAcceptor?
     /// The memory of the guest that left was given away: it can never run here again.
     private(set) var hasGivenAway = false
     private var exitsOnError = true
@@ -61,12 +63,14 @@ final class MigrationControl: @unchecked Sendable {
             throw QMPError(
                 "\(reason); start a guest that is to go there with --compat \(configuration.layout.rawValue)")
         }
+        try MigrationEquipment.judge(address, configuration)
         let descriptor = try descriptor(for: address)
         begin(.source, channel: address.description, configuration)
         run(name: "migration") { [self] in
             let opened: MigrationOpening.Opened
             do throws(SystemCallError) {
-                opened = try MigrationOpening.outgoing(address, descriptor: descriptor)
+                opened = try MigrationOpening.outgoing(
+                    address, descriptor: descriptor, channelCount: MigrationEquipment.channelCount(configuration))
             } catch {
                 return finish(Self.failure("cannot connect to \(address): \(error)", cause: error), .guestStayed)
             }
@@ -79,14 +83,12 @@ final class MigrationControl: @unchecked Sendable {
         let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
             supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
         }
-        let flips = configuration.has(.unixPageFlipping)
-        let hooks =
-            flips
-            ? PageFlipSource(transport: opened.transport, guest: guest, configuration: configuration) {
-                Diagnostics.write($0)
-            } : nil
+        let equipment: MigrationEquipment.Source
+        do throws(MigrationError) {
+            equipment = try MigrationEquipment.source(opened, guest: guest, configuration)
+        } catch { return finish(Self.failure(error), .guestStayed) }
         let source = MigrationSource(
-            guest: guest, transport: opened.transport, configuration: configuration, hooks: hooks,
+            guest: guest, transport: equipment.transport, configuration: configuration, hooks: equipment.hooks,
             observer: { [weak self] in self?.observe($0) })
         let started = HostSemaphore()
         loop.perform { [self] in
@@ -100,7 +102,7 @@ final class MigrationControl: @unchecked Sendable {
         if outcome == .guestMoved, let command = opened.command, let end = command.wait(), end != .exited(status: 0) {
             progress.notices.append("the command ended with \(end)")
         }
-        finish(progress, outcome, gaveAway: hooks?.disposition == .givesAway)
+        finish(progress, outcome, gaveAway: equipment.givesAway)
     }
 
     func cancel() {
@@ -130,6 +132,7 @@ final class MigrationControl: @unchecked Sendable {
         self.exitsOnError = exitsOnError
         let configuration = settings.configuration(uuid: supervisor.uuidBytes)
         do throws(MigrationError) { try configuration.validate() } catch { throw QMPError(error.message) }
+        try MigrationEquipment.judge(address, configuration)
         do throws(SystemCallError) {
             if let (descriptor, actual) = try MigrationOpening.listen(address) {
                 try descriptor.setNonBlocking(true)
@@ -169,10 +172,25 @@ final class MigrationControl: @unchecked Sendable {
         guard let listener, let socket = try? StreamSocket.accept(from: listener.descriptor) else { return }
         closeListener()
         let configuration = settings.configuration(uuid: supervisor.uuidBytes)
+        let channelCount = MigrationEquipment.channelCount(configuration)
         let channel = report?.channel ?? ""
         let address = report?.socketAddress
         begin(.destination, channel: channel, configuration)
         report?.socketAddress = address
+        if channelCount > 0 {
+            do throws(SystemCallError) {
+                let acceptor = try MultiFDAcceptor(
+                    listener: listener.descriptor, name: channel, channelCount: channelCount)
+                self.acceptor = acceptor
+                run(name: "migration") { [self] in
+                    do throws(MigrationError) {
+                        let (main, channels) = try acceptor.accept(first: socket)
+                        immigrate(over: main, channels: channels, acceptor: acceptor, configuration)
+                    } catch { finish(Self.failure(error), .guestStayed) }
+                }
+            } catch { finish(Self.failure("\(error)", cause: error), .guestStayed) }
+            return
+        }
         run(name: "migration") { [self] in
             do throws(SystemCallError) {
                 immigrate(over: try DescriptorTransport(name: channel, socket: socket), configuration)
@@ -190,21 +208,26 @@ final class MigrationControl: @unchecked Sendable {
     }
 
     /// On the migration's thread.
-    private func immigrate(over transport: any MigrationTransport, _ configuration: MigrationConfiguration) {
+    private func immigrate(
+        over transport: any MigrationTransport, channels: [DescriptorTransport] = [],
+        acceptor: MultiFDAcceptor? = nil, _ configuration: MigrationConfiguration
+    ) {
         var configuration = configuration
         configuration.staysPaused = supervisor.configuration.isPaused
+        // A file says by itself where its pages are.
+        if MappedRAMDestination.isAnnounced(in: transport) { configuration.capabilities.insert(.mappedRAM) }
         let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
             supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
         }
-        let hooks =
-            configuration.has(.unixPageFlipping)
-            ? (transport as? DescriptorTransport).map {
-                PageFlipDestination(transport: $0, configuration: configuration)
-            } : nil
+        let equipment = MigrationEquipment.destination(
+            transport, channels: channels, acceptor: acceptor, configuration)
         let destination = MigrationDestination(
-            guest: guest, transport: transport, configuration: configuration, hooks: hooks,
+            guest: guest, transport: equipment.transport, configuration: configuration, hooks: equipment.hooks,
             observer: { [weak self] in self?.observe($0) })
-        loop.perform { [self] in self.destination = destination }
+        loop.perform { [self] in
+            self.destination = destination
+            if isCancelled { destination.cancel() }
+        }
         loop.barrier()
         let outcome = destination.run()
         finish(destination.progress, outcome)
@@ -247,9 +270,13 @@ final class MigrationControl: @unchecked Sendable {
     }
 
     private static func failure(_ message: String, cause: SystemCallError) -> MigrationProgress {
+        failure(MigrationError(.channelFailed, in: .setup, message))
+    }
+
+    private static func failure(_ error: MigrationError) -> MigrationProgress {
         var progress = MigrationProgress()
-        progress.status = .failed
-        progress.error = MigrationError(.channelFailed, in: .setup, message)
+        progress.status = error.code == .cancelled ? .cancelled : .failed
+        progress.error = error
         progress.outcome = .guestStayed
         return progress
     }
@@ -285,6 +312,7 @@ final class MigrationControl: @unchecked Sendable {
             if isCancelled && outcome == .guestStayed { progress.status = .cancelled }
             report?.progress = progress
             thread = nil
+            acceptor = nil
             isActive = false
             if outcome == .guestMoved && side == .source { hasGivenAway = gaveAway }
             if outcome == .guestStayed && side == .source {
@@ -320,6 +348,7 @@ final class MigrationControl: @unchecked Sendable {
         exitsOnError = false
         source?.cancel()
         destination?.cancel()
+        acceptor?.cancel()
         waiters.append(done)
     }
 }

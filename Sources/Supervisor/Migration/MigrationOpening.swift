@@ -9,14 +9,18 @@ enum MigrationOpening {
     struct Opened: Sendable {
         var transport: DescriptorTransport
         var command: ChildProcess?
+        /// Connections beside the main one, for multifd.
+        var channels: [DescriptorTransport] = []
     }
 
     /// Towards the destination. `descriptor` is what `fd:` names, taken on the monitor's thread.
-    static func outgoing(_ address: MigrationAddress, descriptor: OwnedDescriptor?) throws(SystemCallError) -> Opened {
+    static func outgoing(
+        _ address: MigrationAddress, descriptor: OwnedDescriptor?, channelCount: Int = 0
+    ) throws(SystemCallError) -> Opened {
         let name = address.description
         switch address {
-        case .unix(let path): return try socket(name, .unix(path: path))
-        case .tcp(let host, let port): return try socket(name, .tcp(host: host, port: port))
+        case .unix(let path): return try sockets(name, .unix(path: path), channelCount)
+        case .tcp(let host, let port): return try sockets(name, .tcp(host: host, port: port), channelCount)
         case .descriptor: return Opened(transport: try over(descriptor, name, writing: true))
         case .exec(let words):
             let pipe = try OwnedDescriptor.pipe()
@@ -25,7 +29,9 @@ enum MigrationOpening {
             return Opened(
                 transport: try DescriptorTransport(name: name, reading: nil, writing: pipe.writeEnd), command: child)
         case .file(let path, let offset):
-            let file = try OwnedDescriptor.open(path, flags: O_WRONLY | O_CREAT | (offset == 0 ? O_TRUNC : 0))
+            let file = try OwnedDescriptor.open(path, flags: O_WRONLY | O_CREAT)
+            // What is before the stream stays, as in QEMU; what would be behind it goes.
+            try? GatheredIO.truncate(file, to: Int(clamping: offset))
             _ = try retrying("lseek", subject: path) { lseek(file.rawValue, off_t(clamping: offset), SEEK_SET) }
             return Opened(transport: try DescriptorTransport(name: name, reading: nil, writing: file))
         }
@@ -61,8 +67,17 @@ enum MigrationOpening {
         }
     }
 
-    private static func socket(_ name: String, _ address: LinuxCalls.SocketAddress) throws(SystemCallError) -> Opened {
-        Opened(transport: try DescriptorTransport(name: name, socket: try StreamSocket.connect(to: address)))
+    private static func sockets(
+        _ name: String, _ address: LinuxCalls.SocketAddress, _ channelCount: Int
+    ) throws(SystemCallError) -> Opened {
+        // The main one first: QEMU may take the order for what tells them apart.
+        var opened = Opened(
+            transport: try DescriptorTransport(name: name, socket: try StreamSocket.connect(to: address)))
+        for _ in 0..<channelCount {
+            opened.channels.append(
+                try DescriptorTransport(name: name, socket: try StreamSocket.connect(to: address)))
+        }
+        return opened
     }
 
     private static func over(_ descriptor: OwnedDescriptor?, _ name: String, writing: Bool) throws(SystemCallError)

@@ -11,13 +11,13 @@ struct MigrationSettings: Sendable {
     /// Names of QEMU 10.0 that are known and not supported.
     private static let unsupportedCapabilities = [
         "xbzrle", "rdma-pin-all", "zero-blocks", "x-colo", "dirty-bitmaps", "postcopy-blocktime", "background-snapshot",
-        "zero-copy-send", "postcopy-preempt", "dirty-limit", "postcopy-ram", "multifd", "mapped-ram", "x-ignore-shared",
+        "zero-copy-send", "postcopy-preempt", "dirty-limit", "postcopy-ram", "x-ignore-shared",
         "release-ram",
     ]
 
     private static let supportedCapabilities: [MigrationCapability] = [
         .autoConverge, .events, .returnPath, .pauseBeforeSwitchover, .lateBlockActivate, .validateUUID, .switchoverAck,
-        .unixPageFlipping,
+        .unixPageFlipping, .multifd, .mappedRAM,
     ]
 
     static let capabilityNames: [String] =

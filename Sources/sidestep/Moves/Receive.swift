@@ -21,6 +21,11 @@ struct Receive: ParsableCommand {
             "Where from: unix:PATH and tcp:HOST:PORT are waited at; fd:N, exec:COMMAND, file:PATH.", valueName: "uri"))
     var uri: String
 
+    @Option(
+        help: ArgumentHelp(
+            "The source has multifd on, with so many multifd-channels.", valueName: "count"))
+    var multifd: Int = 0
+
     @OptionGroup var options: RunOptions
 
     @Flag(help: "Return as soon as the guest runs; it goes on in the background.")
@@ -33,11 +38,13 @@ struct Receive: ParsableCommand {
         }
         configuration.name = guestName
         configuration.incoming = uri
+        guard (0...255).contains(multifd) else { throw Refusal(.usage, "--multifd is from 0 to 255") }
         if detach { return try Detached.start(configuration) }
         let given = GuestProcess.GivenFlags(
             memory: options.memory != nil, processorCount: options.cpus != nil, isa: options.isa != nil,
             virtio: options.virtio != nil)
         let keeper = GuestProcess.needsNoKeeper ? nil : try ProcessKeeper.fork()
-        Glibc.exit(try GuestProcess.receive(configuration, given: given, from: uri, keeper: keeper))
+        Glibc.exit(
+            try GuestProcess.receive(configuration, given: given, from: uri, multifdChannels: multifd, keeper: keeper))
     }
 }

@@ -17,6 +17,13 @@ struct Save: ParsableCommand {
     @Argument(help: ArgumentHelp("The file.", valueName: "file"))
     var file: String
 
+    @Flag(
+        help: """
+            Give each page a place of its own (QEMU's mapped-ram): the file is never longer than RAM, however long the guest \
+            writes, and several threads can read it.
+            """)
+    var mappedRam = false
+
     @Flag(help: "Let the guest run on afterwards, if it ran.")
     var keepRunning = false
 
@@ -29,7 +36,16 @@ struct Save: ParsableCommand {
         var configuration = facts["configuration"]?.objectValue ?? [:]
         configuration["incoming"] = nil
         let wasRunning = facts["status"] == "running"
-        let answer = try Migrate.move(connection, to: "file:\(path)", format: output.format)
+        if mappedRam { try Self.setMapped(true, connection) }
+        let answer: JSONValue
+        do {
+            answer = try Migrate.move(connection, to: "file:\(path)", format: output.format)
+        } catch {
+            // The guest runs on, and its next move is an ordinary one.
+            if mappedRam { try? Self.setMapped(false, connection) }
+            throw error
+        }
+        if mappedRam, keepRunning { try Self.setMapped(false, connection) }
         do {
             let description = try OwnedDescriptor.open(path + ".json", flags: O_WRONLY | O_CREAT | O_TRUNC)
             try description.writeAll(Array((JSONValue.object(configuration).prettyJSON + "\n").utf8))
@@ -43,6 +59,12 @@ struct Save: ParsableCommand {
         } else {
             _ = try connection.run("quit")
         }
+    }
+
+    private static func setMapped(_ isOn: Bool, _ connection: GuestConnection) throws {
+        _ = try connection.run(
+            "migrate-set-capabilities",
+            ["capabilities": [["capability": "mapped-ram", "state": .bool(isOn)]]])
     }
 
     private func currentDirectory() throws -> String {
