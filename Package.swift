@@ -48,6 +48,7 @@ let package = Package(
     targets: [
         // The system below.
         .target(name: "CLinuxShims"),
+        .target(name: "CBuildStamp"),
         library("LinuxCalls", ["CLinuxShims", system]),
 
         // The vocabulary that both halves share.
@@ -86,13 +87,16 @@ let package = Package(
         .executableTarget(
             name: "key-value-server", dependencies: ["LocalMigration"], path: "Examples/KeyValueServer",
             swiftSettings: strict),
+        .executableTarget(
+            name: "counter", dependencies: ["LocalMigration"], path: "Examples/Counter",
+            swiftSettings: [.swiftLanguageMode(.v6)]),
 
         // Where the halves meet.
         library(
             "Supervisor",
             vocabulary + [
                 "LinuxCalls", "DeviceModel", "HostBackends", "ProcessorModel", "Machine", "MigrationStream",
-                "MigrationEngine", "MigrationChannels", "QMPProtocol", logging,
+                "MigrationEngine", "MigrationChannels", "QMPProtocol", "CBuildStamp", logging,
             ]),
         .executableTarget(
             name: "sidestep",
@@ -144,7 +148,7 @@ let package = Package(
             name: "handover-probe", dependencies: ["MigrationChannels", "LinuxCalls"],
             path: "Tests/Support/HandoverProbe", swiftSettings: strict),
         tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
-        tests("LocalMigrationTests", ["LinuxCalls", "key-value-server", "ProcessTestKit"]),
+        tests("LocalMigrationTests", ["LinuxCalls", "key-value-server", "counter", "ProcessTestKit"]),
         tests(
             "InteroperabilityTests",
             vocabulary + [

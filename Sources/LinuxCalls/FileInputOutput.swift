@@ -45,3 +45,24 @@ extension OwnedDescriptor {
         try .open("/proc/self/fd/\(rawValue)", flags: flags | O_NOCTTY)
     }
 }
+
+extension OwnedDescriptor {
+    /// The parts of a file that hold data, in order; holes read as zero. The corresponding C function is `lseek` with
+    /// `SEEK_DATA` and `SEEK_HOLE`.
+    package func forEachData(
+        byteCount: Int, _ body: (Range<Int>) throws(SystemCallError) -> Void
+    ) throws(SystemCallError) {
+        var position = 0
+        while position < byteCount {
+            let start = lseek(rawValue, off_t(position), SHIM_SEEK_DATA)
+            if start < 0 {
+                if errno == ENXIO { return }  // no data behind this point
+                throw .last("lseek")
+            }
+            let end = min(byteCount, Int(try retrying("lseek") { lseek(rawValue, start, SHIM_SEEK_HOLE) }))
+            guard Int(start) < end else { return }
+            try body(Int(start)..<end)
+            position = end
+        }
+    }
+}

@@ -79,6 +79,13 @@ package enum MemoryFile {
         }
     }
 
+    /// Keeps everybody from shrinking it from now on. `EPERM` when its maker did not allow that.
+    package static func seal(_ file: OwnedDescriptor) throws(SystemCallError) {
+        _ = try retrying("fcntl(F_ADD_SEALS)") {
+            shim_fcntl_int(file.rawValue, SHIM_F_ADD_SEALS, SHIM_F_SEAL_SHRINK)
+        }
+    }
+
     /// The seals of a memfd (`F_SEAL_*`).
     package static func seals(of file: OwnedDescriptor) throws(SystemCallError) -> CInt {
         try retrying("fcntl(F_GET_SEALS)") { shim_fcntl_int(file.rawValue, SHIM_F_GET_SEALS, 0) }

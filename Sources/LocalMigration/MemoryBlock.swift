@@ -30,7 +30,11 @@ import MigrationChannels
         self.file = file
         let byteCount = block.byteCount
         mapping = try MigrationFailure.wrapping { try OwnedMapping(byteCount: byteCount, descriptor: file) }
-        ReceivedMemory.populate(mapping, of: file)
+        // What is not done after a moment is done beside whatever comes next; see decision 0004.
+        let mapping = mapping
+        if let rest = ReceivedMemory.populate(mapping, of: file, until: monotonicNanoseconds() + 20_000_000) {
+            _ = try? HostThread(name: "populate") { ReceivedMemory.populate(mapping, of: file, from: rest) }
+        }
     }
 
     /// The memory. Valid as long as the block lives; after a hand-over the successor writes to it.

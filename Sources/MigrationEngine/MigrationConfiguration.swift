@@ -1,4 +1,5 @@
 package import ComponentState
+import GuestMemory
 package import MigrationStream
 
 /// How a migration's pages reach the destination.
@@ -25,6 +26,8 @@ package struct MigrationConfiguration: Sendable {
     package var writesDescription = true
     /// Blocks whose memory both ends share (`x-ignore-shared`): listed, not sent.
     package var sharedBlocks: Set<String> = []
+    /// RAM crosses by its descriptors, beside this stream (QEMU's mode `cpr-transfer`): its blocks are listed, not sent.
+    package var handsOverMemory = false
     /// Compared with ``MigrationCapability/validateUUID``.
     package var uuid: [UInt8]?
     /// Run state to write into `globalstate`; nil is `running` or `paused`, as the guest was.
@@ -45,6 +48,9 @@ package struct MigrationConfiguration: Sendable {
 
     package func has(_ capability: MigrationCapability) -> Bool { capabilities.contains(capability) }
 
+    /// The contents of a block do not travel in this stream.
+    func ignores(_ block: RAMBlock) -> Bool { handsOverMemory || sharedBlocks.contains(block.name) }
+
     /// Throws when it contradicts itself.
     package func validate() throws(MigrationError) {
         try capabilities.validate()
@@ -57,6 +63,14 @@ package struct MigrationConfiguration: Sendable {
         }
         if has(.validateUUID), uuid?.count != 16 {
             throw MigrationError(.invalidConfiguration, in: .setup, "validate-uuid requires a uuid")
+        }
+        if handsOverMemory {
+            let names = [MigrationCapability.postcopyRAM, .multifd, .mappedRAM, .unixPageFlipping].filter { has($0) }
+            guard names.isEmpty else {
+                throw MigrationError(
+                    .invalidConfiguration, in: .setup,
+                    "mode cpr-transfer does not work with \(names[0].rawValue): no page is sent")
+            }
         }
         if !sharedBlocks.isEmpty && !has(.ignoreShared) {
             throw MigrationError(.invalidConfiguration, in: .setup, "shared blocks require x-ignore-shared")

@@ -36,7 +36,7 @@ package final class RAMReceiver {
             try? RAMBlock(name: name, byteCount: byteCount, backend: .anonymous)
         }
         blocks = guest.ramBlocks + dropped
-        isIgnored = blocks.map { configuration.sharedBlocks.contains($0.name) }
+        isIgnored = blocks.map { configuration.ignores($0) }
         decoder = RAMDecoder(
             blocks: RAMSender.descriptions(of: guest, configuration)
                 + dropped.map { block in

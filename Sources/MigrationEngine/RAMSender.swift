@@ -29,7 +29,7 @@ package final class RAMSender {
         self.guest = guest
         self.hooks = hooks
         blocks = guest.ramBlocks
-        isIgnored = blocks.map { configuration.sharedBlocks.contains($0.name) }
+        isIgnored = blocks.map { configuration.ignores($0) }
         encoder = RAMEncoder(
             blocks: Self.descriptions(of: guest, configuration), options: Self.options(configuration))
         pending = blocks.map { PageSet(pageCount: $0.pageCount) }
@@ -46,7 +46,7 @@ package final class RAMSender {
         guest.ramBlocks.map { block in
             RAMBlockDescription(
                 name: block.name, byteCount: UInt64(block.byteCount), address: guest.guestAddress(of: block),
-                isIgnored: configuration.sharedBlocks.contains(block.name))
+                isIgnored: configuration.ignores(block))
         }
     }
 

@@ -44,6 +44,9 @@ package enum GuestProcess {
         let socket = OwnedDescriptor(adopting: number)
         do {
             try socket.setCloseOnExec(true)
+            // When memory runs short, the kernel is to take this process and not the guest.
+            let priority = OutOfMemoryPriority.current
+            OutOfMemoryPriority.set(OutOfMemoryPriority.first)
             let signals = try prepareProcess()
             let loop = try EventLoop(name: "monitor")
             let quitRequest = QuitRequest()
@@ -52,6 +55,7 @@ package enum GuestProcess {
             var destination = HandoverDestination(
                 socket: socket, program: "\(Product.name) \(Product.version)",
                 channels: UpgradeChannel.allCases.filter { $0 != .auto }.map(\.rawValue),
+                stateVersions: UpgradeStateVersion.known,
                 atStep: HandoverFault.order(for: "destination"))
             switch destination.run(successor) {
             case .notOurs(let error, _):
@@ -68,6 +72,7 @@ package enum GuestProcess {
                 defer { supervisor.directory.remove() }
                 defer { loop.stop() }
                 defer { backends.close() }
+                if let priority { OutOfMemoryPriority.set(priority) }
                 quitRequest.connect(supervisor)
                 let token = try watch(signals, for: supervisor)
                 defer { loop.remove(token) }
@@ -122,7 +127,10 @@ package enum GuestProcess {
         let backends = try GuestBackends(
             configuration, directory: directory, loop: loop, quit: { quitRequest.request(bySignal: false) })
         defer { backends.close() }
-        let guest = try makeGuest(configuration, backends, adopting: arrived?.files ?? [:])
+        let memory = try configuration.incomingCPR.map { (argument) throws(Refusal) in
+            try ArrivingMemory.await(argument, memoryByteCount: configuration.memory, wake: signals.descriptor)
+        }
+        let guest = try makeGuest(configuration, backends, adopting: arrived?.files ?? memory?.files ?? [:])
         do {
             let supervisor = try Supervisor(
                 loop: loop, guest: guest, configuration: configuration, directory: directory,
@@ -133,6 +141,10 @@ package enum GuestProcess {
             quitRequest.connect(supervisor)
             let token = try watch(signals, for: supervisor)
             defer { loop.remove(token) }
+            if let memory {
+                memory.populate(guest.ramBlocks)
+                loop.sync { supervisor.migration.expect(memory) }
+            }
             try serve(supervisor, configuration, directory, arrived)
             ServiceManager.tell(isReady: true)
             return supervisor.waitForEnd()

@@ -26,6 +26,16 @@ package protocol SupervisedGuest: MigratableGuest {
 }
 
 extension SupervisedGuest {
+    /// After a page flip that failed half way some of the memory lies in the files of a successor that is no more. A block's
+    /// own file must hold all of it before it is handed over. Not on the monitor's thread.
+    func makeMemoryWhole() throws {
+        guard ramBlocks.contains(where: { !$0.isWhole }) else { return }
+        let wasRunning = isRunning
+        try pause()
+        defer { if wasRunning { try? resume() } }
+        for block in ramBlocks { try block.makeWhole() }
+    }
+
     package func claimImages() throws {}
     package func releaseImages() throws {}
     package func obstacle(to layout: StateLayout) -> String? { nil }

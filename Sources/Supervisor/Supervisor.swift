@@ -22,6 +22,8 @@ package final class Supervisor: @unchecked Sendable {
     /// The QMP server; made in init, never changed.
     package private(set) var server: QMPServer!
     var descriptorStore = DescriptorStore()
+    /// Set before the guest runs.
+    var history = GuestHistory()
     /// Moves the guest out of this process and into it; made in init, never changed.
     private(set) var migration: MigrationControl!
     /// Set before the guest runs, by whoever can hand it over.
@@ -175,7 +177,7 @@ package final class Supervisor: @unchecked Sendable {
     /// Waits for a guest from elsewhere: at a URI, or until `migrate-incoming` names one (`defer`).
     package func awaitGuest(from uri: String) throws(QMPError) {
         precondition(loop.isLoopThread)
-        if uri != "defer" { try migration.receive(from: MigrationAddress(uri: uri), exitsOnError: true) }
+        if uri != "defer" { try migration.receive(from: MigrationAddress(argument: uri), exitsOnError: true) }
     }
 
     /// `stop`.
@@ -331,13 +333,15 @@ package final class Supervisor: @unchecked Sendable {
     // MARK: Inspection
 
     var inspection: JSONValue {
-        [
+        var result: JSONObject = [
             "name": .string(name), "status": .string(runState.rawValue), "process": JSONValue(getpid()),
             "version": .string(Product.version), "configuration": configuration.json,
             "console": .string(consoleDescription), "qmp": .array(qmpAddresses.map { .string($0.argument) }),
-            "clients": JSONValue(server.clientCount),
+            "clients": JSONValue(server.clientCount), "moves": JSONValue(history.moves),
             "instructions": JSONValue(guest.processors.reduce(0) { $0 &+ $1.retiredInstructions }),
         ]
+        result["started-by"] = history.startedBy.map { .string($0) }
+        return .object(result)
     }
 }
 

@@ -23,18 +23,28 @@ final class StockMachine {
     /// - Parameters:
     ///   - incoming: Where the guest comes from; nil boots Debian's kernel.
     ///   - descriptors: For `fd:`.
+    ///   - sharesMemory: All of its memory lies in memory files (mode cpr-transfer).
+    ///   - cpr: With `incoming`: a path where those files come first.
     init(
         _ kind: StockKind, in run: MonitorRun, disk: String, name: String, incoming: String? = nil,
-        words: String = "notick", descriptors: [CInt: OwnedDescriptor] = [:]
+        words: String = "notick", descriptors: [CInt: OwnedDescriptor] = [:], sharesMemory: Bool = false,
+        cpr: String? = nil
     ) throws {
         self.run = run
         monitor = run.directory.file("\(name).qmp")
         var arguments = [
-            "-M", "virt", "-m", "256M", "-smp", "\(kind.harts)", "-accel", "tcg", "-nic", "none", "-display", "none",
+            "-M", "virt" + (sharesMemory ? ",memory-backend=riscv_virt_board.ram,aux-ram-share=on" : ""), "-m", "256M",
+            "-smp", "\(kind.harts)", "-accel", "tcg", "-nic", "none", "-display", "none",
             "-serial", "stdio", "-monitor", "none", "-global", "virtio-mmio.force-legacy=\(kind.isLegacy)", "-drive",
             "if=none,id=d,format=raw,file=\(disk)", "-device", "virtio-blk-device,drive=d", "-device",
             "virtio-rng-device", "-qmp", "unix:\(monitor),server=on,wait=off",
         ]
+        if sharesMemory {
+            arguments += ["-object", "memory-backend-memfd,id=riscv_virt_board.ram,size=256M,share=on"]
+        }
+        if let cpr {
+            arguments += ["-incoming", #"{"channel-type": "cpr", "addr": \#(Self.address(cpr))}"#]
+        }
         if let incoming {
             arguments += ["-incoming", incoming]
         } else {
@@ -44,7 +54,16 @@ final class StockMachine {
             ]
         }
         program = try RunningProgram(kind.program, arguments, name: name, descriptors: descriptors, limitSeconds: 300)
+        // One that waits for its memory opens its monitor afterwards.
+        if cpr == nil { try awaitMonitor() }
+    }
+
+    func awaitMonitor() throws {
         try HostTools.need("sh", ["-c", "until [ -S \(monitor) ]; do sleep 0.02; done"], seconds: 30)
+    }
+
+    private static func address(_ path: String) -> String {
+        #"{"transport": "socket", "type": "unix", "path": "\#(path)"}"#
     }
 
     /// QMP commands, one connection; answers what each returned.
@@ -73,6 +92,23 @@ final class StockMachine {
             #"{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [\#(switchOn)]}}"#,
             #"{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 10000000000}}"#,
             #"{"execute": "migrate", "arguments": {"uri": "\#(uri)"}}"#)
+        return try awaitVerdict()
+    }
+
+    /// The same by descriptor.
+    func migrate(main: String, cpr: String, returnPath: Bool = true) throws -> String {
+        let switchOn = #"{"capability": "return-path", "state": \#(returnPath)}"#
+        let channels = [("main", main), ("cpr", cpr)].map {
+            #"{"channel-type": "\#($0)", "addr": \#(Self.address($1))}"#
+        }
+        try command(
+            #"{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [\#(switchOn)]}}"#,
+            #"{"execute": "migrate-set-parameters", "arguments": {"mode": "cpr-transfer"}}"#,
+            #"{"execute": "migrate", "arguments": {"channels": [\#(channels.joined(separator: ", "))]}}"#)
+        return try awaitVerdict()
+    }
+
+    private func awaitVerdict() throws -> String {
         let deadline = ContinuousClock.now + .seconds(60)
         while ContinuousClock.now < deadline {
             let answer = try command(#"{"execute": "query-migrate"}"#, #"{"execute": "query-status"}"#)

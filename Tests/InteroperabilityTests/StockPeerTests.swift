@@ -4,7 +4,7 @@ import Testing
 
 /// What a guest has to say about itself, wherever it runs: a busy loop and a memory checker go on all the time, a file
 /// system is mounted, and a shell on the console remembers.
-private enum Guest {
+enum Guest {
     static let prepare =
         "modules ext4; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; (while :; do :; done) & memory-test 4 0 >/tmp/m 2>&1 & "
         + "x=kept; dd if=/dev/urandom of=/mnt/from-guest bs=64k count=8 2>/dev/null; md5sum </mnt/from-guest "

@@ -34,16 +34,27 @@ struct VirtMemory {
             if let file = files[name] { return try RAMBlock(name: name, byteCount: byteCount, adopting: file) }
             return try RAMBlock(name: name, byteCount: byteCount, backend: configuration.memoryBackend)
         }
-        ram = try block("riscv_virt_board.ram", Int(configuration.memoryByteCount))
+        ram = try block(VirtMachine.ramName, Int(configuration.memoryByteCount))
         var flash: [RAMBlock] = []
         for bank in 0..<VirtMemoryMap.flashCount {
             flash.append(try block("virt.flash\(bank)", VirtMemoryMap.flashByteCount))
         }
         self.flash = flash
-        mrom = try block("riscv_virt_board.mrom", VirtMemoryMap.mromByteCount)
+        mrom = try block(VirtMachine.mromName, VirtMemoryMap.mromByteCount)
         memory = GuestMemory(regions: [
             MemoryRegion(address: VirtMemoryMap.mrom, block: mrom, isReadOnly: true),
             MemoryRegion(address: VirtMemoryMap.ram, block: ram),
         ])
     }
+}
+
+extension VirtMachine {
+    /// QEMU's names for its RAM blocks.
+    package static let ramName = "riscv_virt_board.ram"
+    package static let mromName = "riscv_virt_board.mrom"
+
+    /// Every block but RAM itself, and its bytes.
+    package static let fixedBlocks: [String: Int] = Dictionary(
+        uniqueKeysWithValues: (0..<VirtMemoryMap.flashCount).map { ("virt.flash\($0)", VirtMemoryMap.flashByteCount) }
+            + [(mromName, VirtMemoryMap.mromByteCount)])
 }

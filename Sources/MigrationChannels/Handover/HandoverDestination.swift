@@ -36,6 +36,8 @@ package struct HandoverDestination {
     let program: String
     /// Ways in which it takes memory.
     let channels: [String]
+    /// Forms of the state that it reads; the source picks one.
+    let stateVersions: ClosedRange<Int>
     let atStep: (HandoverPhase) -> Void
     private var word: OwnershipWord?
     private var phase = HandoverPhase.greeting
@@ -43,11 +45,12 @@ package struct HandoverDestination {
 
     package init(
         socket: OwnedDescriptor, program: String, channels: [String] = ["memfd"],
-        atStep: @escaping (HandoverPhase) -> Void = { _ in }
+        stateVersions: ClosedRange<Int> = 1...1, atStep: @escaping (HandoverPhase) -> Void = { _ in }
     ) {
         self.socket = socket
         self.program = program
         self.channels = channels
+        self.stateVersions = stateVersions
         self.atStep = atStep
     }
 
@@ -65,6 +68,8 @@ package struct HandoverDestination {
         hello.text(program)
         hello.integer(UInt64(channels.count))
         for channel in channels { hello.text(channel) }
+        hello.integer(UInt64(stateVersions.lowerBound))
+        hello.integer(UInt64(stateVersions.upperBound))
         try HandoverFrame(.hello, payload: hello.bytes).send(to: socket, deadline: patient)
         phase = .describing
         let (description, word) = try HandoverDescription.take(try receive(.description))

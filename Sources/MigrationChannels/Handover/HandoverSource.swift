@@ -37,6 +37,8 @@ package struct HandoverPeer: Sendable {
     package var program: String
     /// Ways in which it takes memory: `memfd`, `page-flip`, `socket`.
     package var channels: [String]
+    /// Forms of the state that it reads.
+    package var stateVersions: ClosedRange<Int>
 }
 
 /// Times of one hand-over, CLOCK_MONOTONIC in nanoseconds; both processes read the same clock.
@@ -226,11 +228,16 @@ package struct HandoverSource {
                 "\(program) speaks version \(version) of the hand-over protocol, this is version \(Self.protocolVersion)"
             )
         }
-        var channels: [String] = []
-        // Early programs end here; they know nothing but descriptors.
-        if reader.isAtEnd { return HandoverPeer(program: program, channels: ["memfd"]) }
-        for _ in 0..<(try reader.count(of: 8)) { channels.append(try reader.text()) }
-        return HandoverPeer(program: program, channels: channels)
+        // Early programs end behind their name, or behind their channels.
+        var peer = HandoverPeer(program: program, channels: ["memfd"], stateVersions: 1...1)
+        if reader.isAtEnd { return peer }
+        peer.channels = []
+        for _ in 0..<(try reader.count(of: 8)) { peer.channels.append(try reader.text()) }
+        if reader.isAtEnd { return peer }
+        let (first, last) = (Int(clamping: try reader.integer()), Int(clamping: try reader.integer()))
+        guard first <= last else { throw HandoverError(.malformed, "\(program) knows versions \(first) to \(last)") }
+        peer.stateVersions = first...last
+        return peer
     }
 
     /// The next frame, which must be `kind`. The destination's end is seen at once: its side of the socket closes with it.

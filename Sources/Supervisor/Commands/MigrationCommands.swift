@@ -68,7 +68,7 @@ extension CommandTable {
             for name in ["blk", "inc"] where invocation.arguments[name]?.boolValue == true {
                 throw QMPError("Parameter '\(name)' is not supported: disks are not migrated")
             }
-            try supervisor.migration.migrate(to: MigrationAddress(arguments: invocation.arguments))
+            try supervisor.migration.migrate(to: MigrationRoute(arguments: invocation.arguments))
             return [:]
         },
         CommandEntry(
@@ -78,8 +78,13 @@ extension CommandTable {
                 .optional("exit-on-error", .boolean),
             ]
         ) { (supervisor, invocation) throws(QMPError) in
+            let route = try MigrationRoute(arguments: invocation.arguments)
+            guard route.cpr == nil else {
+                throw QMPError(
+                    "a cpr channel can only be given on the command line: it is read before the monitor opens")
+            }
             try supervisor.migration.receive(
-                from: MigrationAddress(arguments: invocation.arguments),
+                from: route.main,
                 exitsOnError: invocation.arguments["exit-on-error"]?.boolValue ?? true)
             return [:]
         },

@@ -11,7 +11,8 @@ extension CommandTable {
                     .required("name", .string), .required("status", QMPTypes.runState), .required("process", .integer),
                     .required("version", .string), .required("configuration", .any), .required("console", .string),
                     .required("qmp", .array(of: .string)), .required("clients", .integer),
-                    .required("instructions", .integer),
+                    .required("instructions", .integer), .required("moves", .integer),
+                    .optional("started-by", .string),
                 ])
         ) { supervisor, _ in supervisor.inspection }
     ]

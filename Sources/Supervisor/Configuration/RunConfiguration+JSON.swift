@@ -46,6 +46,7 @@ extension RunConfiguration {
                     try ListenAddress(argument: try MemberReader(key: "qmp", value: item).string())
                 }
             case "incoming": incoming = try reader.string()
+            case "incoming-cpr": incomingCPR = try reader.string()
             default: throw Refusal(.usage, "the configuration has an unknown member '\(member.key)'")
             }
         }
@@ -74,6 +75,7 @@ extension RunConfiguration {
         object["paused"] = .bool(isPaused)
         object["qmp"] = .array(qmp.map { .string($0.argument) })
         object["incoming"] = incoming.map { .string($0) }
+        object["incoming-cpr"] = incomingCPR.map { .string($0) }
         return .object(object)
     }
 

@@ -37,6 +37,8 @@ package struct RunConfiguration: Hashable, Sendable {
     package var qmp: [ListenAddress] = []
     /// Where a guest comes from: a migration URI, or `defer`.
     package var incoming: String?
+    /// Where RAM's descriptors come first, with mode `cpr-transfer`: a channel as QEMU's `-incoming` takes it.
+    package var incomingCPR: String?
 
     package init() {}
 
@@ -57,6 +59,9 @@ package struct RunConfiguration: Hashable, Sendable {
         }
         if incoming == nil && firmware == nil && kernel == nil {
             throw Refusal(.usage, "nothing to run: give --kernel, --firmware, or both (or --incoming)")
+        }
+        if incoming == nil && incomingCPR != nil {
+            throw Refusal(.usage, "--incoming: a cpr channel needs a main channel beside it")
         }
         if kernel == nil && initrd != nil { throw Refusal(.usage, "--initrd needs --kernel") }
         for (index, disk) in disks.enumerated() where !disk.isReadOnly {

@@ -15,8 +15,6 @@ struct ArrivedMachine {
         var virtio = false
     }
 
-    private static let ramName = "riscv_virt_board.ram"
-    private static let mromName = "riscv_virt_board.mrom"
     private static let virtioPrefix = "virtio-mmio@"
 
     private struct Device {
@@ -35,15 +33,17 @@ struct ArrivedMachine {
     // MARK: RAM
 
     /// Blocks for what a stream lists, before its pages come.
+    /// - Parameter files: Memory that is here already, by block name.
     static func makeBlocks(
-        _ list: [RAMBlockDescription], _ configuration: RunConfiguration, _ given: Given
+        _ list: [RAMBlockDescription], _ configuration: RunConfiguration, _ given: Given,
+        _ files: [String: OwnedDescriptor] = [:]
     ) throws -> [RAMBlock] {
-        let fixed: [String: UInt64] = ["virt.flash0": 32 << 20, "virt.flash1": 32 << 20, mromName: 61_440]
-        for name in [ramName] + fixed.keys.sorted() where !list.contains(where: { $0.name == name }) {
+        let fixed = VirtMachine.fixedBlocks
+        for name in [VirtMachine.ramName] + fixed.keys.sorted() where !list.contains(where: { $0.name == name }) {
             throw Refusal("the source has no RAM block \(name): it is not the machine virt")
         }
         return try list.map { block in
-            if block.name == ramName {
+            if block.name == VirtMachine.ramName {
                 var wanted = configuration
                 wanted.memory = block.byteCount
                 try wanted.validate()
@@ -53,7 +53,7 @@ struct ArrivedMachine {
                             + "\(SizeText.format(configuration.memory)); leave it out")
                 }
             } else if let byteCount = fixed[block.name] {
-                guard block.byteCount == byteCount else {
+                guard block.byteCount == UInt64(byteCount) else {
                     throw Refusal("RAM block \(block.name) has \(block.byteCount) bytes, \(byteCount) here")
                 }
             } else {
@@ -63,6 +63,9 @@ struct ArrivedMachine {
                             + "start it without that device")
                 }
                 return try RAMBlock(name: block.name, byteCount: Int(block.byteCount), backend: .anonymous)
+            }
+            if let file = files[block.name] {
+                return try RAMBlock(name: block.name, byteCount: Int(block.byteCount), adopting: file)
             }
             // By descriptor into the machine that is to be built.
             return try RAMBlock(name: block.name, byteCount: Int(block.byteCount), backend: .memfd)
@@ -95,7 +98,9 @@ struct ArrivedMachine {
                 "section cpu has version \(harts[0].header.version): the source is none of "
                     + RunConfiguration.compatibleReleases.joined(separator: ", "))
         }
-        for block in contents.blocks where block.name == Self.ramName { configuration.memory = UInt64(block.byteCount) }
+        for block in contents.blocks where block.name == VirtMachine.ramName {
+            configuration.memory = UInt64(block.byteCount)
+        }
         configuration.memoryBackend = .memfd
         try completeProcessor(&configuration, given, layout)
         try completeDevices(&configuration, given)
@@ -113,8 +118,8 @@ struct ArrivedMachine {
     ) throws(Refusal) {
         guard !given.isa else { return }
         configuration.isa = VirtMachine.isaForArrivals
-        guard let ram = contents.blocks.first(where: { $0.name == Self.ramName }),
-            let mrom = contents.blocks.first(where: { $0.name == Self.mromName }),
+        guard let ram = contents.blocks.first(where: { $0.name == VirtMachine.ramName }),
+            let mrom = contents.blocks.first(where: { $0.name == VirtMachine.mromName }),
             let tree = GuestDeviceTree.find(ram: ram, mrom: mrom)
         else {
             notices.append(

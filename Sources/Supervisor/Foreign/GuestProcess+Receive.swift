@@ -27,8 +27,14 @@ extension GuestProcess {
                 parts.capabilities.insert(.multifd)
                 parts.parameters.multifdChannels = UInt64(multifdChannels)
             }
+            parts.handsOverMemory = configuration.incomingCPR != nil
             do throws(MigrationError) { try parts.validate() } catch { throw Refusal(.usage, error.message) }
-            let source = try awaitSource(uri, parts)
+            // Its memory first, by descriptor; the source waits until we wait for its stream.
+            let memory = try configuration.incomingCPR.map { (argument) throws(Refusal) in
+                try ArrivingMemory.await(argument, memoryByteCount: given.memory ? configuration.memory : nil)
+            }
+            configuration.incomingCPR = nil
+            let source = try awaitSource(uri, parts) { memory?.letSourceGoOn() }
             let transport = source.transport
             // A file says by itself where its pages are.
             if MappedRAMDestination.isAnnounced(in: transport) { parts.capabilities.insert(.mappedRAM) }
@@ -40,11 +46,15 @@ extension GuestProcess {
             let arrival = StreamArrival(
                 transport: equipment.transport, configuration: parts, hooks: equipment.hooks
             ) {
-                try ArrivedMachine.makeBlocks($0, wanted, given)
+                try ArrivedMachine.makeBlocks($0, wanted, given, memory?.files ?? [:])
             }
             let contents: StreamArrival.Contents
             do { contents = try arrival.run() } catch {
                 throw Refusal(.incomingFailed, "\(error)")
+            }
+            do { try memory?.fillRest(of: contents.blocks) } catch {
+                arrival.refuse()
+                throw error
             }
             var machine = ArrivedMachine(contents)
             do {
@@ -89,8 +99,9 @@ extension GuestProcess {
     }
 
     /// Opens the channel and waits for the source.
+    /// - Parameter whenOpen: Called when a source can connect.
     static func awaitSource(
-        _ uri: String, _ parts: MigrationConfiguration = MigrationConfiguration()
+        _ uri: String, _ parts: MigrationConfiguration = MigrationConfiguration(), whenOpen: () -> Void = {}
     ) throws(Refusal) -> Source {
         let address: MigrationAddress
         do {
@@ -100,6 +111,7 @@ extension GuestProcess {
         do {
             if let (listener, actual) = try MigrationOpening.listen(address) {
                 Diagnostics.write("waiting for the guest at \(actual)")
+                whenOpen()
                 defer {
                     if case .unix(let path) = actual, !path.hasPrefix("@") { FileInformation.remove(path) }
                 }
@@ -114,6 +126,7 @@ extension GuestProcess {
                 let (main, channels) = try acceptor.accept(first: first)
                 return Source(transport: main, channels: channels, acceptor: acceptor)
             }
+            whenOpen()
             guard let opened = try MigrationOpening.incoming(address, descriptor: try inherited(address)) else {
                 throw SystemCallError("open", .invalidArgument, subject: uri)
             }

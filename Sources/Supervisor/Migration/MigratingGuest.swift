@@ -7,8 +7,15 @@ final class MigratingGuest: MigratableGuest {
     private let guest: any SupervisedGuest
     private let told: @Sendable (_ isRunning: Bool) -> Void
 
-    init(_ guest: any SupervisedGuest, told: @escaping @Sendable (_ isRunning: Bool) -> Void) {
+    /// Its RAM came by descriptor.
+    private let memory: ArrivingMemory?
+
+    init(
+        _ guest: any SupervisedGuest, memory: ArrivingMemory? = nil,
+        told: @escaping @Sendable (_ isRunning: Bool) -> Void
+    ) {
         self.guest = guest
+        self.memory = memory
         self.told = told
     }
 
@@ -23,6 +30,7 @@ final class MigratingGuest: MigratableGuest {
 
     /// At the destination: from here on the images are ours, before the source is told that the guest is.
     func finishLoading() throws {
+        try memory?.fillRest(of: guest.ramBlocks)
         try guest.finishLoading()
         if let reason = guest.obstacle(to: .native) { throw Refusal(reason) }
         try guest.claimImages()

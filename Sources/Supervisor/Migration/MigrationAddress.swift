@@ -45,21 +45,8 @@ package enum MigrationAddress: Hashable, Sendable, CustomStringConvertible {
         }
     }
 
-    /// `uri` or `channels` of `migrate` and `migrate-incoming`, of which there is one.
-    init(arguments: JSONObject) throws(QMPError) {
-        switch (arguments["uri"]?.stringValue, arguments["channels"]?.arrayValue) {
-        case (let uri?, nil): try self.init(uri: uri)
-        case (nil, let channels?):
-            guard channels.count == 1, let channel = channels.first else {
-                throw QMPError("Channel list must have one entry")
-            }
-            guard channel["channel-type"] == "main" else { throw QMPError("Channel list must have one main channel") }
-            try self.init(address: channel["addr"]?.objectValue ?? [:])
-        default: throw QMPError("need either 'uri' or 'channels' argument")
-        }
-    }
-
-    private init(address: JSONObject) throws(QMPError) {
+    /// `addr` of a channel.
+    init(address: JSONObject) throws(QMPError) {
         switch address["transport"]?.stringValue {
         case "exec":
             let words = (address["args"]?.arrayValue ?? []).compactMap(\.stringValue)
@@ -89,6 +76,19 @@ package enum MigrationAddress: Hashable, Sendable, CustomStringConvertible {
         case .descriptor(let name): "fd:\(name)"
         case .exec(let words): "exec:\(words.joined(separator: " "))"
         case .file(let path, let offset): offset == 0 ? "file:\(path)" : "file:\(path),offset=\(offset)"
+        }
+    }
+
+    /// `addr` of a channel.
+    var json: JSONObject {
+        switch self {
+        case .unix(let path): ["transport": "socket", "type": "unix", "path": .string(path)]
+        case .tcp(let host, let port):
+            ["transport": "socket", "type": "inet", "host": .string(host), "port": .string(String(port))]
+        case .descriptor(let name): ["transport": "socket", "type": "fd", "str": .string(name)]
+        case .exec(let words): ["transport": "exec", "args": .array(words.map { .string($0) })]
+        case .file(let path, let offset):
+            ["transport": "file", "filename": .string(path), "offset": JSONValue(offset)]
         }
     }
 

@@ -28,6 +28,10 @@ final class MigrationControl: @unchecked Sendable {
     /// The memory of the guest that left was given away: it can never run here again.
     private(set) var hasGivenAway = false
     private var exitsOnError = true
+    /// In, RAM that came by descriptor.
+    private var arriving: ArrivingMemory?
+    /// Out, the channel over which descriptors go before there is a migration to cancel.
+    private var opening: DescriptorTransport?
     private var lastEvent: (status: MigrationStatus, pass: UInt64) = (.none, 0)
 
     init(supervisor: Supervisor, loop: EventLoop) {
@@ -48,7 +52,7 @@ final class MigrationControl: @unchecked Sendable {
 
     // MARK: Out
 
-    func migrate(to address: MigrationAddress) throws(QMPError) {
+    func migrate(to route: MigrationRoute) throws(QMPError) {
         precondition(loop.isLoopThread)
         guard !isActive else { throw QMPError("There's a migration process in progress") }
         switch supervisor.runState {
@@ -63,10 +67,22 @@ final class MigrationControl: @unchecked Sendable {
             throw QMPError(
                 "\(reason); start a guest that is to go there with --compat \(configuration.layout.rawValue)")
         }
+        if configuration.handsOverMemory, route.cpr == nil {
+            throw QMPError("missing 'cpr' migration channel, which mode cpr-transfer needs")
+        }
+        if !configuration.handsOverMemory, route.cpr != nil {
+            throw QMPError("a 'cpr' migration channel needs mode cpr-transfer (migrate-set-parameters)")
+        }
+        let address = route.main
         try MigrationEquipment.judge(address, configuration)
         let descriptor = try descriptor(for: address)
         begin(.source, channel: address.description, configuration)
         run(name: "migration") { [self] in
+            if let cpr = route.cpr {
+                do throws(MigrationError) { try handOverMemory(to: cpr) } catch {
+                    return finish(Self.failure(error), .guestStayed)
+                }
+            }
             let opened: MigrationOpening.Opened
             do throws(SystemCallError) {
                 opened = try MigrationOpening.outgoing(
@@ -77,6 +93,36 @@ final class MigrationControl: @unchecked Sendable {
             emigrate(over: opened, configuration)
         }
     }
+
+    /// On the migration's thread: the descriptors of RAM, before the main channel opens. The guest runs on.
+    private func handOverMemory(to address: MigrationAddress) throws(MigrationError) {
+        let transport: DescriptorTransport
+        do throws(SystemCallError) {
+            guard case .unix = address else { throw SystemCallError("connect", .notSocket, subject: "\(address)") }
+            transport = try MigrationOpening.outgoing(address, descriptor: nil).transport
+        } catch {
+            throw MigrationError(
+                .channelFailed, in: .setup, "descriptors cannot be sent to \(address)", cause: error)
+        }
+        defer { transport.close() }
+        transport.setStallLimit(milliseconds: Self.silenceMilliseconds)
+        loop.sync { [self] in
+            opening = transport
+            if isCancelled { transport.interrupt() }
+        }
+        defer { loop.sync { [self] in opening = nil } }
+        // What a failed page flip left in foreign files must be in the blocks' own.
+        do { try supervisor.guest.makeMemoryWhole() } catch {
+            throw MigrationError(.guestFailed, in: .setup, "the guest's memory cannot be made whole", cause: error)
+        }
+        if let reason = CPRChannel.obstacle(to: supervisor.guest.ramBlocks) {
+            throw MigrationError(.invalidConfiguration, in: .setup, reason)
+        }
+        try CPRChannel.send(supervisor.guest.ramBlocks, over: transport)
+    }
+
+    /// How long the other end may take to build its machine.
+    private static let silenceMilliseconds: UInt64 = 60_000
 
     /// On the migration's thread.
     private func emigrate(over opened: MigrationOpening.Opened, _ configuration: MigrationConfiguration) {
@@ -102,13 +148,14 @@ final class MigrationControl: @unchecked Sendable {
         if outcome == .guestMoved, let command = opened.command, let end = command.wait(), end != .exited(status: 0) {
             progress.notices.append("the command ended with \(end)")
         }
-        finish(progress, outcome, gaveAway: equipment.givesAway)
+        finish(progress, outcome, gaveAway: equipment.givesAway || configuration.handsOverMemory)
     }
 
     func cancel() {
         precondition(loop.isLoopThread)
         guard isActive, report?.side == .source else { return }
         isCancelled = true
+        opening?.interrupt()
         source?.cancel()
     }
 
@@ -120,6 +167,13 @@ final class MigrationControl: @unchecked Sendable {
     }
 
     // MARK: In
+
+    /// RAM came by descriptor already; the stream will name it and send none.
+    func expect(_ memory: ArrivingMemory) {
+        precondition(loop.isLoopThread)
+        arriving = memory
+        settings.handsOverMemory = true
+    }
 
     func receive(from address: MigrationAddress, exitsOnError: Bool) throws(QMPError) {
         precondition(loop.isLoopThread)
@@ -144,11 +198,13 @@ final class MigrationControl: @unchecked Sendable {
                 report?.socketAddress = actual.socketAddress
                 report?.progress.status = .setup
                 tell(.setup)
+                arriving?.letSourceGoOn()
                 return
             }
         } catch { throw QMPError("cannot listen at \(address): \(error)") }
         let descriptor = try descriptor(for: address)
         begin(.destination, channel: address.description, configuration)
+        arriving?.letSourceGoOn()
         run(name: "migration") { [self] in
             do throws(SystemCallError) {
                 guard let opened = try MigrationOpening.incoming(address, descriptor: descriptor) else { return }
@@ -216,7 +272,8 @@ final class MigrationControl: @unchecked Sendable {
         configuration.staysPaused = supervisor.configuration.isPaused
         // A file says by itself where its pages are.
         if MappedRAMDestination.isAnnounced(in: transport) { configuration.capabilities.insert(.mappedRAM) }
-        let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
+        let memory = loop.sync { [self] in arriving }
+        let guest = MigratingGuest(supervisor.guest, memory: memory) { [supervisor] isRunning in
             supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
         }
         let equipment = MigrationEquipment.destination(
@@ -346,6 +403,7 @@ final class MigrationControl: @unchecked Sendable {
         guard isActive else { return done() }
         isCancelled = true
         exitsOnError = false
+        opening?.interrupt()
         source?.cancel()
         destination?.cancel()
         acceptor?.cancel()

@@ -41,7 +41,9 @@ struct MigrationSettings: Sendable {
     private static let choices: [String: [String]] = [
         "x-strategy": ["auto", MigrationStrategy.precopy.rawValue, MigrationStrategy.stopAndCopy.rawValue],
         "x-layout": StateLayout.allCases.map(\.rawValue),
+        "mode": ["normal", cprTransfer],
     ]
+    private static let cprTransfer = "cpr-transfer"
     private static let adjustable: Set<String> = [
         "announce-initial", "announce-max", "announce-rounds", "announce-step",
     ]
@@ -141,6 +143,12 @@ struct MigrationSettings: Sendable {
         set { others["x-layout"] = .string(newValue.rawValue) }
     }
 
+    /// `mode`: RAM crosses by its descriptors.
+    var handsOverMemory: Bool {
+        get { others["mode"]?.stringValue == Self.cprTransfer }
+        set { others["mode"] = .string(newValue ? Self.cprTransfer : "normal") }
+    }
+
     var strategy: MigrationStrategy {
         switch others["x-strategy"]?.stringValue ?? "auto" {
         case MigrationStrategy.precopy.rawValue: .precopy
@@ -156,6 +164,7 @@ struct MigrationSettings: Sendable {
         result.parameters = parameters
         result.strategy = strategy
         result.layout = layout
+        result.handsOverMemory = handsOverMemory
         result.uuid = uuid
         // A destination that has everything and says nothing: after this an operator decides.
         result.verdictLimitMilliseconds = 30_000

@@ -100,10 +100,8 @@ struct BackendParcel {
 
 /// What a successor needs to know before it builds anything.
 struct UpgradeDescription: Codable {
-    /// Changes when two versions cannot take over from each other.
-    static let stateVersion = 1
-
-    var stateVersion = Self.stateVersion
+    /// Agreed on before; see ``UpgradeStateVersion``.
+    var stateVersion: Int
     var program: String
     /// The effective configuration, as the configuration file has it.
     var configuration: JSONValue
@@ -114,6 +112,8 @@ struct UpgradeDescription: Codable {
     var reason: String
     /// When memory is sent rather than handed over: how. The socket it comes through is then among the descriptors.
     var strategy: String?
+    /// From version 2 on.
+    var history: GuestHistory?
 
     static func decode(_ bytes: [UInt8]) throws(Refusal) -> UpgradeDescription {
         // The version first: the rest may have another shape.
@@ -125,12 +125,8 @@ struct UpgradeDescription: Codable {
         guard let version = try? JSONDecoder().decode(Version.self, from: data) else {
             throw Refusal("the predecessor's description is damaged")
         }
-        guard version.stateVersion == Self.stateVersion else {
-            throw Refusal(
-                "\(version.program ?? "the running process") keeps its state in version \(version.stateVersion), "
-                    + "\(Product.name) \(Product.version) in version \(Self.stateVersion); use a binary of a matching version"
-            )
-        }
+        _ = try UpgradeStateVersion.common(
+            with: version.stateVersion...version.stateVersion, of: version.program ?? "the running process")
         do { return try JSONDecoder().decode(Self.self, from: data) } catch {
             throw Refusal("the predecessor's description is damaged: \(error)")
         }

@@ -107,6 +107,8 @@ final class UpgradeDestination: HandoverReceiver {
             consoleDescription: description.consoleDescription, runState: .inmigrate)
         supervisor.upgradeEquipment = UpgradeEquipment(
             guest: guest, backends: backends, keeper: keeper, program: program)
+        supervisor.history = description.history ?? GuestHistory(startedBy: nil)
+        supervisor.history.moves += 1
         self.supervisor = supervisor
     }
 
@@ -132,7 +134,7 @@ final class UpgradeDestination: HandoverReceiver {
             guard let offset = integer(bigEndian: clock) else { throw Refusal("the guest's clock is damaged") }
             clockOffset = offset
         }
-        if let bytes = blobs["memory"] { sentMemory = try JSONDecoder().decode(SentMemory.self, from: Data(bytes)) }
+        if let bytes = blobs["memory"] { sentMemory = try SentMemory(bytes) }
         try memory?.finish()
         try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
         try SavedComponents.decode(components, into: guest.components)
@@ -146,6 +148,8 @@ final class UpgradeDestination: HandoverReceiver {
             guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset)
             try guest.resume()
         }
+        // Before the predecessor hears that it may end: with its main process gone a service manager ends the service.
+        ServiceManager.tell(isReady: true)
         processorNanoseconds = SentMemory.processProcessorNanoseconds()
     }
 
@@ -155,7 +159,6 @@ final class UpgradeDestination: HandoverReceiver {
         populateRest()
         keeper?.becomeRunner()
         try? supervisor.directory.writeProcessIdentifier()
-        ServiceManager.tell(isReady: true)
         let report = UpgradeReport(
             times: times, channel: description.channel, strategy: description.strategy, reason: description.reason,
             process: getpid(),

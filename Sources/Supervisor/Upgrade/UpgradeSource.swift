@@ -15,6 +15,7 @@ final class UpgradeSource: HandoverSubject {
     private let keeper: ProcessKeeper?
     private let request: UpgradeRequest
     private var plan: UpgradePlan?
+    private var stateVersion = 1
     private var memory: UpgradeMemorySource?
     private var wasRunning = false
     private var isSuspended = false
@@ -35,31 +36,24 @@ final class UpgradeSource: HandoverSubject {
     }
 
     func meet(_ peer: HandoverPeer) throws {
+        stateVersion = try UpgradeStateVersion.common(with: peer.stateVersions, of: peer.program)
         plan = try UpgradePlan(
             request, blocks: guest.ramBlocks, peerChannels: peer.channels, splices: UpgradePlan.kernelSplices)
     }
 
     var pauseBegan: Int64? { memory?.pauseBegan }
 
-    /// After a page flip that failed half way some of the memory lies in the files of a successor that is no more. A block's
-    /// own file must hold all of it before it is handed over.
-    private func makeWhole() throws {
-        guard guest.ramBlocks.contains(where: { !$0.isWhole }) else { return }
-        let wasRunning = guest.isRunning
-        try guest.pause()
-        defer { if wasRunning { try? guest.resume() } }
-        for block in guest.ramBlocks { try block.makeWhole() }
-    }
-
     func describe() throws -> HandoverDescription {
         guard let plan else { throw Refusal("nothing was agreed on") }
-        if plan.channel == .memfd { try makeWhole() }
-        let runState = supervisor.loop.sync { self.supervisor.runState }
+        if plan.channel == .memfd { try guest.makeMemoryWhole() }
+        let (runState, history) = supervisor.loop.sync { (self.supervisor.runState, self.supervisor.history) }
         let description = UpgradeDescription(
-            program: "\(Product.name) \(Product.version)", configuration: supervisor.configuration.json,
+            stateVersion: stateVersion, program: "\(Product.name) \(Product.version)",
+            configuration: supervisor.configuration.json,
             runDirectory: supervisor.directory.path, consoleDescription: backends.consoleDescription,
             runState: runState,
-            channel: plan.channel.rawValue, reason: plan.reason, strategy: plan.strategy?.rawValue)
+            channel: plan.channel.rawValue, reason: plan.reason, strategy: plan.strategy?.rawValue,
+            history: stateVersion >= UpgradeStateVersion.withHistory ? history : nil)
         var parcel = BackendParcel()
         for (name, handover) in try backends.handOverDisks() { parcel.add(name, handover) }
         var resources = [NamedDescriptor("run-directory", supervisor.directory.lock)]
@@ -117,7 +111,7 @@ final class UpgradeSource: HandoverSubject {
             sent.copiedByteCount = Int(memory.progress.ram.normalPages) * guestPageSize
         }
         sent.processorNanoseconds = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
-        blobs["memory"] = Array(try JSONEncoder().encode(sent))
+        blobs["memory"] = sent.bytes
         return HandoverState(bytes: blobs.bytes, resources: parcel.descriptors)
     }
 

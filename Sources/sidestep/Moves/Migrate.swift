@@ -29,6 +29,12 @@ struct Migrate: ParsableCommand {
     @Option(help: ArgumentHelp("Set a migration parameter. Repeatable.", valueName: "name=value"))
     var parameter: [String] = []
 
+    @Option(
+        help: ArgumentHelp(
+            "Hand RAM over by its descriptors (mode cpr-transfer): where 'sidestep run' or QEMU 10 waits for them.",
+            valueName: "unix:PATH"))
+    var cpr: String?
+
     @Flag(help: "Leave the process here when the guest has left; its guest is paused.")
     var keep = false
 
@@ -38,12 +44,17 @@ struct Migrate: ParsableCommand {
         let connection = try guest.connect()
         let layout = try compat.map { try RunConfiguration.compatibility(argument: $0).rawValue }
         try Self.setUp(
-            connection, capabilities: capability, parameters: (layout.map { ["x-layout=\($0)"] } ?? []) + parameter)
-        let answer = try Self.move(connection, to: uri, format: output.format)
+            connection, capabilities: capability,
+            parameters: (layout.map { ["x-layout=\($0)"] } ?? []) + (cpr == nil ? [] : ["mode=cpr-transfer"])
+                + parameter)
+        let answer = try Self.move(connection, to: uri, cpr: cpr, format: output.format)
         output.show(answer) {
             "\(guest.name) has moved\n"
                 + MigrationProgressView.summary(
-                    $0, channel: capability.contains { $0.hasSuffix("page-flipping") } ? "page flip" : "socket")
+                    $0,
+                    channel: cpr != nil
+                        ? "descriptors" : capability.contains { $0.hasSuffix("page-flipping") } ? "page flip" : "socket"
+                )
         }
         if !keep { _ = try connection.run("quit") }
     }
@@ -65,9 +76,17 @@ struct Migrate: ParsableCommand {
     }
 
     /// Starts a migration and follows it to its end.
-    static func move(_ connection: GuestConnection, to uri: String, format: OutputFormat) throws(Refusal) -> JSONValue {
+    static func move(
+        _ connection: GuestConnection, to uri: String, cpr: String? = nil, format: OutputFormat
+    ) throws(Refusal) -> JSONValue {
         let name = connection.entry.name
-        do throws(QMPConnection.Failure) { _ = try connection.qmp.run("migrate", ["uri": .string(uri)]) } catch {
+        var arguments: JSONObject = ["uri": .string(uri)]
+        if let cpr {
+            do throws(QMPError) { arguments = ["channels": try MigrationRoute.channels(main: uri, cpr: cpr)] } catch {
+                throw Refusal(.usage, "\(error)")
+            }
+        }
+        do throws(QMPConnection.Failure) { _ = try connection.qmp.run("migrate", arguments) } catch {
             throw Refusal(.refused, "\(name): \(error)")
         }
         let answer = try follow(connection, format: format)

@@ -26,6 +26,12 @@ struct Receive: ParsableCommand {
             "The source has multifd on, with so many multifd-channels.", valueName: "count"))
     var multifd: Int = 0
 
+    @Option(
+        help: ArgumentHelp(
+            "Take RAM over by its descriptors, which come here first (QEMU 10's mode cpr-transfer).",
+            valueName: "unix:PATH"))
+    var cpr: String?
+
     @OptionGroup var options: RunOptions
 
     @Flag(help: "Return as soon as the guest runs; it goes on in the background.")
@@ -39,6 +45,7 @@ struct Receive: ParsableCommand {
         configuration.name = guestName
         configuration.incoming = uri
         guard (0...255).contains(multifd) else { throw Refusal(.usage, "--multifd is from 0 to 255") }
+        configuration.incomingCPR = cpr
         if detach { return try Detached.start(configuration) }
         let given = GuestProcess.GivenFlags(
             memory: options.memory != nil, processorCount: options.cpus != nil, isa: options.isa != nil,

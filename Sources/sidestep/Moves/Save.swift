@@ -35,6 +35,7 @@ struct Save: ParsableCommand {
         let path = file.hasPrefix("/") ? file : try currentDirectory() + "/" + file
         var configuration = facts["configuration"]?.objectValue ?? [:]
         configuration["incoming"] = nil
+        configuration["incoming-cpr"] = nil
         let wasRunning = facts["status"] == "running"
         if mappedRam { try Self.setMapped(true, connection) }
         let answer: JSONValue

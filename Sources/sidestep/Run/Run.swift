@@ -14,15 +14,23 @@ struct Run: ParsableCommand {
 
     @OptionGroup var options: RunOptions
 
-    @Option(help: ArgumentHelp("Wait for a guest from elsewhere instead of starting one.", valueName: "URI|defer"))
-    var incoming: String?
+    @Option(
+        help: ArgumentHelp(
+            """
+            Wait for a guest from elsewhere instead of starting one. Twice when its RAM comes by descriptor: the other is \
+            QEMU's {"channel-type": "cpr", "addr": ...}.
+            """, valueName: "URI|defer|JSON"))
+    var incoming: [String] = []
 
     @Flag(help: "Return as soon as the guest runs; it goes on in the background.")
     var detach = false
 
     func run() throws {
         var configuration = try options.effectiveConfiguration()
-        if let incoming { configuration.incoming = incoming }
+        if !incoming.isEmpty {
+            (configuration.incoming, configuration.incomingCPR) = (nil, nil)
+            try configuration.setIncoming(incoming)
+        }
         if detach { return try Detached.start(configuration) }
         try Self.run(configuration)
     }

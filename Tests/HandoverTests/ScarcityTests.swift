@@ -1,0 +1,203 @@
+import Foundation
+import Glibc
+import LinuxCalls
+import ProcessTestKit
+import Testing
+
+/// A memory control group of the test's own, in the first or the second version's hierarchy.
+private final class MemoryGroup {
+    static let places = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
+    private let path: String
+    private let limitFile: String
+    private let usageFile: String
+
+    init?() {
+        for place in Self.places {
+            let path = "\(place)/sidestep-test-\(getpid())"
+            guard mkdir(path, 0o755) == 0 else { continue }
+            for (limit, usage) in [
+                ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current"),
+            ] where access("\(path)/\(limit)", W_OK) == 0 {
+                (self.path, limitFile, usageFile) = (path, "\(path)/\(limit)", "\(path)/\(usage)")
+                return
+            }
+            rmdir(path)
+        }
+        return nil
+    }
+
+    static var isPossible: Bool { MemoryGroup() != nil }
+
+    deinit { rmdir(path) }
+
+    func add(_ process: Int32) throws {
+        try "\(process)".write(toFile: "\(path)/cgroup.procs", atomically: false, encoding: .utf8)
+    }
+    var usage: Int {
+        let text = (try? String(contentsOfFile: usageFile, encoding: .utf8)) ?? ""
+        return Int(text.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0
+    }
+    func limit(to byteCount: Int) throws {
+        try "\(byteCount)".write(toFile: limitFile, atomically: false, encoding: .utf8)
+    }
+}
+
+@Suite(
+    "A hand-over where something runs short", .serialized,
+    .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+    .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"))
+struct ScarcityTests {
+    private struct Guest {
+        let run: MonitorRun
+        let program: RunningProgram
+        let image: String
+
+        init(_ more: [String] = [], fault: String? = nil) throws {
+            run = try MonitorRun()
+            image = run.directory.file("disk.img")
+            _ = FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20))
+            var environment = run.environment
+            environment["SIDESTEP_HANDOVER_FAULT"] = fault
+            program = try RunningProgram(
+                Checkout.tool,
+                [
+                    "run", "--name", "guest", "--console", "stdio", "--firmware", Heartbeat.elf, "--memory", "64M",
+                    "--disk", "path=\(image)",
+                ] + more, name: "guest", environment: environment, limitSeconds: 300)
+            try program.wait(for: "tick 1 ", seconds: 60)
+        }
+
+        var process: Int32 {
+            get throws {
+                let text = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
+                return try #require(Int32(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+            }
+        }
+
+        /// It runs, and its image is locked.
+        func expectWell(_ what: String, _ location: SourceLocation = #_sourceLocation) throws {
+            program.output.skipToEnd()
+            try program.wait(for: "tick ", seconds: 30)
+            let other = try OwnedDescriptor.open(image, flags: O_RDWR)
+            let isFree = try FileLock.take(.shared, on: other)
+            #expect(!isFree, "\(what): the image is not locked", sourceLocation: location)
+        }
+
+        /// True when the guest moved; otherwise it was refused properly.
+        func attempt(_ arguments: [String], _ what: String, _ location: SourceLocation = #_sourceLocation) throws
+            -> Bool
+        {
+            let result = try run.command(["upgrade", "guest"] + arguments)
+            try expectWell(what, location)
+            if result.end == .exited(status: 0) { return true }
+            #expect(
+                result.end == .exited(status: 80) && result.errors.contains("unharmed"), "\(what): \(result)",
+                sourceLocation: location)
+            return false
+        }
+
+        func finish(_ location: SourceLocation = #_sourceLocation) throws {
+            #expect(try attempt([], "without limits"), "the last attempt does not work", sourceLocation: location)
+            try program.type("p")
+            let statistics = try HeartbeatStatistics(program.wait(for: "stats ", seconds: 30))
+            #expect(statistics.bad == 0, sourceLocation: location)
+            try program.type("q")
+            #expect(try program.waitForEnd(seconds: 30) == .exited(status: 0), sourceLocation: location)
+            let seen = ticks(in: program.output.text)
+            #expect(seen == Array(0..<seen.count), "ticks out of order", sourceLocation: location)
+        }
+    }
+
+    @Test(
+        "descriptors run out, at the source and at the successor, one more each time until there are enough",
+        arguments: [["--channel", "memfd"], ["--channel", "page-flip"]])
+    func descriptors(arguments: [String]) throws {
+        let guest = try Guest()
+        let path = "/proc/\(try guest.process)/fd"
+        let open = try FileManager.default.contentsOfDirectory(atPath: path).compactMap { Int($0) }.max() ?? 0
+        var refusals = 0
+        var hasMoved = false
+        // One is for the connection that asks.
+        for more in 2...60 {
+            try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--nofile=\(open + more):\(open + more)"])
+            if try guest.attempt(arguments, "\(more) descriptors") {
+                hasMoved = true
+                break
+            }
+            refusals += 1
+        }
+        #expect(hasMoved && refusals > 2, "\(refusals) refusals")
+        // The limit goes with the guest; raising it again needs the right to.
+        try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--nofile=1024:4096"])
+        try guest.finish()
+    }
+
+    @Test("address space runs out at the successor: mappings fail, a little later each time, until there is enough")
+    func addressSpace() throws {
+        let guest = try Guest()
+        let script = guest.run.directory.file("limited")
+        var refusals = 0
+        var kibibytes = 40_000
+        while kibibytes < 8_000_000 {
+            try guest.run.directory.write(
+                Array("#!/bin/bash\nulimit -v \(kibibytes)\nexec \(Checkout.tool) \"$@\"\n".utf8), to: "limited")
+            chmod(script, 0o755)
+            if try guest.attempt(["--binary", script], "\(kibibytes) KiB of address space") { break }
+            refusals += 1
+            kibibytes += kibibytes / 10
+        }
+        #expect(refusals > 5 && kibibytes < 8_000_000, "\(refusals) refusals, \(kibibytes) KiB")
+        try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--as=unlimited:unlimited"])
+        #expect(try guest.attempt(["--binary", Checkout.tool], "back"))
+        try guest.finish()
+    }
+
+    @Test(
+        "memory runs out in the control group: the kernel takes the successor, never the guest",
+        .enabled(if: MemoryGroup.isPossible, "no memory control group can be made here (root, with cgroups writable)"),
+        arguments: [["--channel", "memfd"], ["--channel", "page-flip"]])
+    func memoryLimit(arguments: [String]) throws {
+        let group = try #require(MemoryGroup())
+        let guest = try Guest()
+        try group.add(try guest.process)
+        // So that all it has is the group's own.
+        #expect(try guest.attempt(Sending.flip.arguments, "into the group"))
+        var refusals = 0
+        for mebibytes in stride(from: 2, through: 256, by: 6) {
+            try group.limit(to: group.usage + mebibytes << 20)
+            let hasMoved = try guest.attempt(arguments, "\(mebibytes) MiB more")
+            try group.limit(to: 1 << 40)
+            if hasMoved { break }
+            refusals += 1
+        }
+        #expect((1..<40).contains(refusals), "\(refusals) refusals")
+        try guest.finish()
+        _ = guest
+    }
+
+    @Test("a successor that hangs is given up and the guest runs on", arguments: ["6", "8", "9"])
+    func successorHangs(step: String) throws {
+        let mark = NSTemporaryDirectory() + "sidestep-hang-\(UUID().uuidString)"
+        defer { unlink(mark) }
+        let guest = try Guest(fault: "destination:\(step):stop:\(mark)")
+        #expect(try !guest.attempt(["--limit", "1000"], "step \(step)"))
+        #expect(FileManager.default.fileExists(atPath: mark), "the fault did not happen")
+        try guest.finish()
+    }
+
+    @Test("a source that hangs delays, and hurts nothing", arguments: ["3", "5", "7", "9"])
+    func sourceHangs(step: String) throws {
+        let mark = NSTemporaryDirectory() + "sidestep-hang-\(UUID().uuidString)"
+        defer { unlink(mark) }
+        let guest = try Guest(fault: "source:\(step):stop:\(mark)")
+        let process = try guest.process
+        let asking = try RunningProgram(
+            Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: guest.run.environment)
+        try HostTools.need(
+            "sh", ["-c", "until [ -e \(mark) ]; do sleep 0.02; done; sleep 0.3"], seconds: 30)
+        kill(process, SIGCONT)
+        try asking.waitForEnd(seconds: 30)
+        try guest.expectWell("step \(step)")
+        try guest.finish()
+    }
+}

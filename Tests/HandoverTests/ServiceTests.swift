@@ -1,0 +1,135 @@
+import Foundation
+import Glibc
+import LinuxCalls
+import ProcessTestKit
+import Testing
+
+/// A service manager's ear: what is sent to `NOTIFY_SOCKET`, with who sent it.
+private final class NotifySocket {
+    private let socket: OwnedDescriptor
+    let path: String
+
+    init(_ path: String) throws {
+        self.path = path
+        socket = OwnedDescriptor(
+            adopting: Glibc.socket(AF_UNIX, CInt(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0))
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8.prefix($0.count - 1)) }
+        let status = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(socket.rawValue, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+        try #require(status == 0, "bind: \(errno)")
+    }
+
+    /// The next message, as lines.
+    func next() throws -> [String] {
+        let ready = try socket.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 30_000)
+        try #require(ready != 0, "nothing was said")
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        let count = recv(socket.rawValue, &buffer, buffer.count, 0)
+        return String(decoding: buffer.prefix(max(count, 0)), as: UTF8.self).split(separator: "\n").map(String.init)
+    }
+}
+
+@Suite(
+    "As a service", .serialized, .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+    .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"))
+struct ServiceTests {
+    private func process(_ run: MonitorRun) throws -> Int32 {
+        let text = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
+        return try #require(Int32(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+    }
+
+    @Test("whoever listens for it is told who the main process is, before the old one ends")
+    func standIn() throws {
+        let run = try MonitorRun()
+        let ear = try NotifySocket(run.directory.file("notify"))
+        let guest = try RunningProgram(
+            Checkout.tool,
+            ["run", "--name", "guest", "--console", "stdio", "--firmware", Heartbeat.elf, "--memory", "64M"],
+            name: "guest", environment: run.environment.merging(["NOTIFY_SOCKET": ear.path]) { $1 })
+        let first = try ear.next()
+        #expect(first.contains("READY=1"))
+        #expect(first.contains("MAINPID=\(guest.process.processIdentifier)"), "no keeper stands between: \(first)")
+        var main = guest.process.processIdentifier
+        for channel in ["memfd", "page-flip", "socket"] {
+            let report = try run.upgrade("guest", ["--channel", channel])
+            let told = try ear.next()
+            #expect(told.contains("MAINPID=\(report.process)"), "\(told)")
+            #expect(try process(run) == Int32(report.process) && Int32(report.process) != main)
+            main = Int32(report.process)
+        }
+        try guest.type("q")
+        try HostTools.need("sh", ["-c", "while [ -e /proc/\(main) ]; do sleep 0.05; done"], seconds: 30)
+    }
+
+    /// A user's service manager of its own, in a mount namespace where the machine looks as if it had been started by one.
+    private static let manager = #"""
+        mount -t tmpfs tmpfs /run || exit 69
+        mkdir -p /run/systemd/system /run/user
+        chmod 700 /run/user
+        export XDG_RUNTIME_DIR=/run/user
+        for program in /lib/systemd/systemd /usr/lib/systemd/systemd; do [ -x $program ] && break; done
+        $program --user >"$1/systemd.log" 2>&1 &
+        manager=$!
+        for try in $(seq 100); do [ -S /run/user/systemd/private ] && break; sleep 0.1; done
+        [ -S /run/user/systemd/private ] || { echo NO-MANAGER; exit 69; }
+        shift_directory=$1; tool=$2; elf=$3
+        export XDG_RUNTIME_DIR=/run/user
+        systemd-run --user --unit=guest -p Type=notify -p NotifyAccess=all -E XDG_RUNTIME_DIR="$shift_directory" \
+            "$tool" run --name guest --firmware "$elf" --memory 64M --console "file:$shift_directory/console" || exit 1
+        show() { systemctl --user show guest -p ActiveState -p SubState -p MainPID -p NRestarts | tr '\n' ' '; }
+        echo "STATE 0 $(show) runner=$(cat "$shift_directory/sidestep/guest/pid")"
+        for round in 1 2 3 4 5; do
+            XDG_RUNTIME_DIR="$shift_directory" "$tool" upgrade guest >/dev/null || echo FAILED
+            sleep 0.3
+            echo "STATE $round $(show) runner=$(cat "$shift_directory/sidestep/guest/pid")"
+        done
+        systemctl --user kill --kill-whom=main --signal=USR2 guest
+        sleep 1
+        echo "STATE 6 $(show) runner=$(cat "$shift_directory/sidestep/guest/pid")"
+        systemctl --user stop guest
+        echo "END $(systemctl --user show guest -p ActiveState -p Result | tr '\n' ' ')"
+        kill $manager
+        """#
+
+    private static let canHaveManager = Requirement(
+        geteuid() == 0 && HostTools.path(of: "systemd-run") != nil
+            && (Checkout.exists("/lib/systemd/systemd") || Checkout.exists("/usr/lib/systemd/systemd"))
+            && (try? HostTools.run("unshare", ["--mount", "true"]).end == .exited(status: 0)) == true,
+        "a user's service manager of our own needs systemd-run, systemd and root; the stand-in was heard")
+
+    @Test(
+        "a unit of a real service manager stays up over upgrades, with the right main process",
+        .enabled(if: canHaveManager.isMet, "\(canHaveManager)"))
+    func unit() throws {
+        let run = try MonitorRun()
+        let result = try HostTools.run(
+            "unshare",
+            [
+                "--mount", "--fork", "--kill-child", "sh", "-c", Self.manager, "sh", run.directory.path, Checkout.tool,
+                Heartbeat.elf,
+            ], seconds: 120)
+        let states = result.output.split(separator: "\n").filter { $0.hasPrefix("STATE ") }.map(String.init)
+        #expect(states.count == 7, "\(result)")
+        var mains: Set<String> = []
+        for state in states {
+            var values: [String: String] = [:]
+            for word in state.split(separator: " ") {
+                let parts = word.split(separator: "=", maxSplits: 1)
+                if parts.count == 2 { values[String(parts[0])] = String(parts[1]) }
+            }
+            #expect(values["ActiveState"] == "active" && values["SubState"] == "running", "\(state)")
+            #expect(values["MainPID"] != nil && values["MainPID"] == values["runner"], "\(state)")
+            #expect(values["NRestarts"] == "0")
+            mains.insert(values["MainPID"] ?? "")
+        }
+        #expect(mains.count == 7, "each upgrade is a new main process: \(states)")
+        #expect(result.output.contains("END ActiveState=inactive Result=success"), "\(result.output)")
+        let seen = ticks(in: try String(contentsOfFile: run.directory.file("console"), encoding: .utf8))
+        #expect(seen.count > 3 && seen == Array(0..<seen.count))
+    }
+}

@@ -1,0 +1,136 @@
+import Foundation
+import LinuxCalls
+import ProcessTestKit
+import Testing
+
+@Suite(
+    "A guest between QEMU 10.0 and Sidestep, RAM by descriptor (cpr-transfer)", .serialized,
+    .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+    .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"),
+    .enabled(if: Requirement.qemu10.isMet, "\(Requirement.qemu10)"))
+struct CPRTransferTests {
+    private func waitForSocket(_ path: String) throws {
+        try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 30)
+    }
+
+    /// `--incoming` for RAM's descriptors.
+    private func channel(_ path: String) -> String {
+        #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(path)"}}"#
+    }
+
+    /// Asks the guest, by the console of whoever has it now.
+    private func check(_ program: RunningProgram, round: Int) throws {
+        program.output.skipToEnd()
+        try program.type(Guest.check(round))
+        let answer = try program.output.wait(seconds: 60, what: "the answer of round \(round)") { line in
+            line.hasPrefix("same \(round) ") && line.hasSuffix(" end") || line.hasPrefix("differs") ? line : nil
+        }
+        #expect(answer.hasPrefix("same"), "\(answer)")
+    }
+
+    /// Identity of a process's file of that many bytes, in /proc: device and inode of the memory that the guest lives in.
+    private func memoryFile(of process: Int32, byteCount: Int) throws -> String {
+        let directory = "/proc/\(process)/fd"
+        for entry in try FileManager.default.contentsOfDirectory(atPath: directory) {
+            guard let file = try? OwnedDescriptor.open("\(directory)/\(entry)", flags: 0),
+                let status = try? file.status(), status.byteCount == byteCount
+            else { continue }
+            return "\(status.device):\(status.inode)"
+        }
+        return "none"
+    }
+
+    @Test("goes round and round: the same memory all the time, no byte copied or wrong, disk clean", arguments: [1, 4])
+    func rounds(harts: Int) throws {
+        let kind = StockKind(release: "10.0", harts: harts)
+        let run = try MonitorRun()
+        let disk = try TestDisk(in: run.directory)
+        var stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock0", sharesMemory: true)
+        try stock.program.wait(for: "~ # ", seconds: 120, partial: true)
+        try stock.program.type(Guest.prepare)
+        try stock.program.wait(for: "prepared 2", seconds: 60)
+        let memory = try memoryFile(of: stock.program.process.processIdentifier, byteCount: 256 << 20)
+        #expect(memory != "none")
+        var count = 0
+        for round in 1...3 {
+            let (main, cpr) = (run.directory.file("main\(round)"), run.directory.file("cpr\(round)"))
+            let guest = try RunningProgram(
+                Checkout.tool,
+                [
+                    "receive", "guest", "unix:\(main)", "--cpr", "unix:\(cpr)", "--console", "stdio", "--disk",
+                    "path=\(disk.path)",
+                ], name: "sidestep", environment: run.environment)
+            try waitForSocket(cpr)
+            let left = try stock.migrate(main: main, cpr: cpr)
+            #expect(left.contains("completed") && left.contains("postmigrate"), "\(left)")
+            count += 1
+            try check(guest, round: count)
+            try stock.quit()
+            let process = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
+            let number = try #require(Int32(process.trimmingCharacters(in: .whitespacesAndNewlines)))
+            #expect(try memoryFile(of: number, byteCount: 256 << 20) == memory, "the memory itself crossed")
+
+            // A hot upgrade in between: the memory that came from QEMU is as good as our own.
+            let upgrade = try run.command(["upgrade", "guest", "--format", "json"])
+            #expect(upgrade.end == .exited(status: 0) && upgrade.output.contains(#""memfd""#), "\(upgrade)")
+
+            let (back, backCPR) = (run.directory.file("back\(round)"), run.directory.file("back-cpr\(round)"))
+            stock = try StockMachine(
+                kind, in: run, disk: disk.path, name: "stock\(round)", incoming: "unix:\(back)", sharesMemory: true,
+                cpr: backCPR)
+            try waitForSocket(backCPR)
+            let move = try run.command(
+                [
+                    "migrate", "guest", "unix:\(back)", "--cpr", "unix:\(backCPR)", "--compat", kind.layout,
+                    "--capability", "return-path",
+                ])
+            #expect(move.end == .exited(status: 0), "\(move.errors)")
+            count += 1
+            try check(stock.program, round: count)
+            #expect(
+                try memoryFile(of: stock.program.process.processIdentifier, byteCount: 256 << 20) == memory,
+                "the memory itself crossed")
+            try stock.awaitMonitor()
+        }
+        try stock.program.type(Guest.finish)
+        try stock.program.wait(for: "unmounted 2", seconds: 60)
+        try stock.program.waitForEnd(seconds: 60)
+        #expect(try disk.isClean())
+        #expect(try disk.holdsWhatTheGuestWrote())
+    }
+
+    @Test("what does not fit is refused by name, and QEMU runs its guest on; the next attempt works")
+    func refused() throws {
+        let kind = StockKind(release: "10.0")
+        let run = try MonitorRun()
+        let disk = try TestDisk(in: run.directory)
+        let stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock", words: "", sharesMemory: true)
+        try stock.program.wait(for: "TICK 1 ", seconds: 120)
+        let (main, cpr) = (run.directory.file("main"), run.directory.file("cpr"))
+        for (more, words) in [
+            (["--memory", "128M"], "RAM block riscv_virt_board.ram has 256M, 128M here"),
+            ([], "the guest has 1 disks (32M), 0 images are given"),
+        ] {
+            let receiver = try RunningProgram(
+                Checkout.tool,
+                ["receive", "guest", "unix:\(main)", "--cpr", "unix:\(cpr)", "--console", "null"] + more,
+                name: "sidestep", environment: run.environment)
+            try waitForSocket(cpr)
+            let answer = try stock.migrate(main: main, cpr: cpr)
+            #expect(answer.contains("failed") && answer.contains("\"running\""), "\(answer)")
+            #expect(try receiver.waitForEnd(seconds: 30) == .exited(status: 65))
+            try receiver.errors.wait(for: words, seconds: 10)
+            stock.program.output.skipToEnd()
+            try stock.program.wait(for: "TICK ", seconds: 30)
+        }
+        let guest = try RunningProgram(
+            Checkout.tool,
+            [
+                "receive", "guest", "unix:\(main)", "--cpr", "unix:\(cpr)", "--console", "stdio", "--disk",
+                "path=\(disk.path)",
+            ], name: "sidestep", environment: run.environment)
+        try waitForSocket(cpr)
+        #expect(try stock.migrate(main: main, cpr: cpr).contains("completed"))
+        try guest.wait(for: "TICK ", seconds: 30)
+    }
+}
