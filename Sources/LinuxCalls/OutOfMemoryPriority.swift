@@ -6,11 +6,9 @@ package enum OutOfMemoryPriority {
     /// Before all others.
     package static let first = 1000
 
-    private static let path = "/proc/self/oom_score_adj"
-
     /// Of this process; nil where the kernel does not tell.
     package static var current: Int? {
-        guard let file = try? OwnedDescriptor.open(path, flags: O_RDONLY) else { return nil }
+        guard let file = try? OwnedDescriptor.open("/proc/self/oom_score_adj", flags: O_RDONLY) else { return nil }
         var bytes = [UInt8](repeating: 0, count: 64)
         let count = try? unsafe bytes.withUnsafeMutableBytes { (buffer) throws(SystemCallError) in
             try unsafe file.read(at: 0, into: buffer)
@@ -19,7 +17,9 @@ package enum OutOfMemoryPriority {
     }
 
     /// Failure is nobody's loss: the order is then the kernel's.
-    package static func set(_ value: Int) {
+    /// - Parameter process: Of the same user; nil is this process.
+    package static func set(_ value: Int, of process: CInt? = nil) {
+        let path = "/proc/\(process.map { "\($0)" } ?? "self")/oom_score_adj"
         try? OwnedDescriptor.open(path, flags: O_WRONLY).writeAll(Array("\(value)".utf8))
     }
 }

@@ -44,9 +44,6 @@ package enum GuestProcess {
         let socket = OwnedDescriptor(adopting: number)
         do {
             try socket.setCloseOnExec(true)
-            // When memory runs short, the kernel is to take this process and not the guest.
-            let priority = OutOfMemoryPriority.current
-            OutOfMemoryPriority.set(OutOfMemoryPriority.first)
             let signals = try prepareProcess()
             let loop = try EventLoop(name: "monitor")
             let quitRequest = QuitRequest()
@@ -72,7 +69,6 @@ package enum GuestProcess {
                 defer { supervisor.directory.remove() }
                 defer { loop.stop() }
                 defer { backends.close() }
-                if let priority { OutOfMemoryPriority.set(priority) }
                 quitRequest.connect(supervisor)
                 let token = try watch(signals, for: supervisor)
                 defer { loop.remove(token) }

@@ -108,18 +108,29 @@ struct ScarcityTests {
         }
     }
 
+    /// A program that limits itself and then is the tool.
+    private func limited(_ guest: Guest, _ limit: String) throws -> String {
+        try guest.run.directory.write(
+            Array("#!/bin/bash\nulimit \(limit)\nexec \(Checkout.tool) \"$@\"\n".utf8), to: "limited")
+        let path = guest.run.directory.file("limited")
+        chmod(path, 0o755)
+        return path
+    }
+
     @Test(
-        "descriptors run out, at the source and at the successor, one more each time until there are enough",
+        "descriptors run out at the source, one more each time until there are enough",
         arguments: [["--channel", "memfd"], ["--channel", "page-flip"]])
-    func descriptors(arguments: [String]) throws {
+    func sourceDescriptors(arguments: [String]) throws {
         let guest = try Guest()
-        let path = "/proc/\(try guest.process)/fd"
-        let open = try FileManager.default.contentsOfDirectory(atPath: path).compactMap { Int($0) }.max() ?? 0
+        let process = try guest.process
+        let path = "/proc/\(process)/fd"
+        let before = try HostTools.need("sh", ["-c", "ulimit -Sn"]).trimmingCharacters(in: .whitespacesAndNewlines)
+        let open = try FileManager.default.contentsOfDirectory(atPath: path).count
         var refusals = 0
         var hasMoved = false
-        // One is for the connection that asks.
-        for more in 2...60 {
-            try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--nofile=\(open + more):\(open + more)"])
+        // The first is for the connection that asks.
+        for more in 1...60 {
+            try HostTools.need("prlimit", ["--pid", "\(process)", "--nofile=\(open + more):"])
             if try guest.attempt(arguments, "\(more) descriptors") {
                 hasMoved = true
                 break
@@ -127,27 +138,46 @@ struct ScarcityTests {
             refusals += 1
         }
         #expect(hasMoved && refusals > 2, "\(refusals) refusals")
-        // The limit goes with the guest; raising it again needs the right to.
-        try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--nofile=1024:4096"])
+        // The successor has raised its own.
+        try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--nofile=\(before):"])
         try guest.finish()
+    }
+
+    @Test(
+        "descriptors run out at the successor, one more each time until there are enough",
+        arguments: [["--channel", "memfd"], ["--channel", "page-flip"]])
+    func successorDescriptors(arguments: [String]) throws {
+        let guest = try Guest()
+        var refusals = 0
+        for count in 8...80 {
+            // What it may have at most; it cannot raise that again, and neither can its successors.
+            if try guest.attempt(arguments + ["--binary", try limited(guest, "-n \(count)")], "\(count) descriptors") {
+                break
+            }
+            refusals += 1
+            if refusals == 5 { #expect(try guest.attempt(arguments, "without limits")) }
+        }
+        #expect((5..<72).contains(refusals), "\(refusals) refusals")
+        try guest.expectWell("after the move")
+        try guest.program.type("q")
+        #expect(try guest.program.waitForEnd(seconds: 30) == .exited(status: 0))
+        let seen = ticks(in: guest.program.output.text)
+        #expect(seen == Array(0..<seen.count), "ticks out of order")
     }
 
     @Test("address space runs out at the successor: mappings fail, a little later each time, until there is enough")
     func addressSpace() throws {
         let guest = try Guest()
-        let script = guest.run.directory.file("limited")
         var refusals = 0
         var kibibytes = 40_000
         while kibibytes < 8_000_000 {
-            try guest.run.directory.write(
-                Array("#!/bin/bash\nulimit -v \(kibibytes)\nexec \(Checkout.tool) \"$@\"\n".utf8), to: "limited")
-            chmod(script, 0o755)
-            if try guest.attempt(["--binary", script], "\(kibibytes) KiB of address space") { break }
+            let program = try limited(guest, "-S -v \(kibibytes)")
+            if try guest.attempt(["--binary", program], "\(kibibytes) KiB of address space") { break }
             refusals += 1
             kibibytes += kibibytes / 10
         }
         #expect(refusals > 5 && kibibytes < 8_000_000, "\(refusals) refusals, \(kibibytes) KiB")
-        try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--as=unlimited:unlimited"])
+        try HostTools.need("prlimit", ["--pid", "\(guest.process)", "--as=unlimited:"])
         #expect(try guest.attempt(["--binary", Checkout.tool], "back"))
         try guest.finish()
     }
@@ -163,7 +193,7 @@ struct ScarcityTests {
         // So that all it has is the group's own.
         #expect(try guest.attempt(Sending.flip.arguments, "into the group"))
         var refusals = 0
-        for mebibytes in stride(from: 2, through: 256, by: 6) {
+        for mebibytes in stride(from: 4, through: 256, by: 6) {
             try group.limit(to: group.usage + mebibytes << 20)
             let hasMoved = try guest.attempt(arguments, "\(mebibytes) MiB more")
             try group.limit(to: 1 << 40)

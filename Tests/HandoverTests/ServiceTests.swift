@@ -25,9 +25,9 @@ private final class NotifySocket {
     }
 
     /// The next message, as lines.
-    func next() throws -> [String] {
+    func next(_ hint: @autoclosure () -> String = "") throws -> [String] {
         let ready = try socket.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 30_000)
-        try #require(ready != 0, "nothing was said")
+        try #require(ready != 0, "nothing was said; \(hint())")
         var buffer = [UInt8](repeating: 0, count: 4096)
         let count = recv(socket.rawValue, &buffer, buffer.count, 0)
         return String(decoding: buffer.prefix(max(count, 0)), as: UTF8.self).split(separator: "\n").map(String.init)
@@ -51,7 +51,7 @@ struct ServiceTests {
             Checkout.tool,
             ["run", "--name", "guest", "--console", "stdio", "--firmware", Heartbeat.elf, "--memory", "64M"],
             name: "guest", environment: run.environment.merging(["NOTIFY_SOCKET": ear.path]) { $1 })
-        let first = try ear.next()
+        let first = try ear.next("\(guest.errors.tail)")
         #expect(first.contains("READY=1"))
         #expect(first.contains("MAINPID=\(guest.process.processIdentifier)"), "no keeper stands between: \(first)")
         var main = guest.process.processIdentifier
@@ -77,22 +77,23 @@ struct ServiceTests {
         manager=$!
         for try in $(seq 100); do [ -S /run/user/systemd/private ] && break; sleep 0.1; done
         [ -S /run/user/systemd/private ] || { echo NO-MANAGER; exit 69; }
-        shift_directory=$1; tool=$2; elf=$3
+        directory=$1; tool=$2; elf=$3
         export XDG_RUNTIME_DIR=/run/user
-        systemd-run --user --unit=guest -p Type=notify -p NotifyAccess=all -E XDG_RUNTIME_DIR="$shift_directory" \
-            "$tool" run --name guest --firmware "$elf" --memory 64M --console "file:$shift_directory/console" || exit 1
+        systemd-run --user --unit=guest -p Type=notify -p NotifyAccess=all -p StandardError="file:$directory/errors" \
+            -E XDG_RUNTIME_DIR="$directory" \
+            "$tool" run --name guest --firmware "$elf" --memory 64M --console "file:$directory/console" || { cat "$directory/errors"; exit 1; }
         show() { systemctl --user show guest -p ActiveState -p SubState -p MainPID -p NRestarts | tr '\n' ' '; }
-        echo "STATE 0 $(show) runner=$(cat "$shift_directory/sidestep/guest/pid")"
+        echo "STATE 0 $(show) runner=$(cat "$directory/sidestep/guest/pid")"
         for round in 1 2 3 4 5; do
-            XDG_RUNTIME_DIR="$shift_directory" "$tool" upgrade guest >/dev/null || echo FAILED
+            XDG_RUNTIME_DIR="$directory" "$tool" upgrade guest >/dev/null || echo FAILED
             sleep 0.3
-            echo "STATE $round $(show) runner=$(cat "$shift_directory/sidestep/guest/pid")"
+            echo "STATE $round $(show) runner=$(cat "$directory/sidestep/guest/pid")"
         done
         systemctl --user kill --kill-whom=main --signal=USR2 guest
         sleep 1
-        echo "STATE 6 $(show) runner=$(cat "$shift_directory/sidestep/guest/pid")"
+        echo "STATE 6 $(show) runner=$(cat "$directory/sidestep/guest/pid")"
         systemctl --user stop guest
-        echo "END $(systemctl --user show guest -p ActiveState -p Result | tr '\n' ' ')"
+        echo "END $(systemctl --user show guest -p ActiveState -p Result -p ExecMainCode -p ExecMainStatus | tr '\n' ' ')"
         kill $manager
         """#
 
@@ -113,6 +114,7 @@ struct ServiceTests {
                 "--mount", "--fork", "--kill-child", "sh", "-c", Self.manager, "sh", run.directory.path, Checkout.tool,
                 Heartbeat.elf,
             ], seconds: 120)
+        defer { if let last = try? process(run) { kill(last, SIGKILL) } }
         let states = result.output.split(separator: "\n").filter { $0.hasPrefix("STATE ") }.map(String.init)
         #expect(states.count == 7, "\(result)")
         var mains: Set<String> = []
@@ -128,7 +130,9 @@ struct ServiceTests {
             mains.insert(values["MainPID"] ?? "")
         }
         #expect(mains.count == 7, "each upgrade is a new main process: \(states)")
-        #expect(result.output.contains("END ActiveState=inactive Result=success"), "\(result.output)")
+        #expect(
+            result.output.contains("ActiveState=inactive") && result.output.contains("Result=success"),
+            "\(result.output)")
         let seen = ticks(in: try String(contentsOfFile: run.directory.file("console"), encoding: .utf8))
         #expect(seen.count > 3 && seen == Array(0..<seen.count))
     }

@@ -16,7 +16,8 @@ struct TravelTests {
     private func text(of path: String, has line: String, behind count: Int = 0) throws -> String {
         let deadline = Date().addingTimeInterval(30)
         while Date() < deadline {
-            let text = (try? String(contentsOfFile: path, encoding: .utf8)) ?? ""
+            // In a Swift string a carriage return and a line feed are one character.
+            let text = ((try? String(contentsOfFile: path, encoding: .utf8)) ?? "").replacing("\r\n", with: "\n")
             if text.dropFirst(count).contains("\n\(line)") { return text }
             usleep(10_000)
         }

@@ -16,7 +16,7 @@ enum Guest {
             + "a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); "
             + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && [ $(wc -l </mnt/rounds) = \(round) ] "
             + "&& ! grep -qi -e bad -e wrong -e mismatch /tmp/m && [ $(jobs | grep -c Running) = 2 ] "
-            + "&& echo same $((\(round) + 0)) $(cut -d. -f1 /proc/uptime) end || echo differs $(jobs) $(cat /tmp/m)\n"
+            + "&& echo same $((\(round) + 0)) $(cut -d. -f1 /proc/uptime) end || echo differs $x $(wc -l </mnt/rounds) $a $b $(jobs) $(cat /tmp/m)\n"
     }
 
     static let finish = "cd /; kill %1 %2; umount /mnt && echo unmounted $((1 + 1)); poweroff -f\n"

@@ -48,6 +48,9 @@ final class ArrivingMemory: Sendable {
         transport.setStallLimit(milliseconds: silenceMilliseconds)
         do {
             return try ArrivingMemory(try CPRChannel.receive(from: transport), transport, memoryByteCount)
+        } catch let refusal as Refusal {
+            transport.close()
+            throw refusal
         } catch {
             transport.close()
             throw Refusal(.incomingFailed, "the guest's memory was not taken over: \(error)")

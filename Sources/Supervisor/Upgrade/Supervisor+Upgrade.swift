@@ -33,7 +33,7 @@ extension Supervisor {
                 _ = try HostThread(name: "upgrade") { [self] in
                     carryOut(request, equipment, failed: failed)
                 }
-            } catch { failed("\(error)") }
+            } catch { failed("no thread for the upgrade: \(error); the guest runs on, unharmed") }
         }
     }
 
@@ -49,6 +49,8 @@ extension Supervisor {
         } catch {
             return failed("\(program) cannot be started: \(error); the guest runs on, unharmed")
         }
+        // When memory runs short, the kernel is to take that process and not the guest.
+        OutOfMemoryPriority.set(OutOfMemoryPriority.first, of: process.processIdentifier)
         let source = UpgradeSource(self, equipment, request)
         let outcome = HandoverSource(
             socket: socket, destination: process.processDescriptor, atStep: HandoverFault.order(for: "source")

@@ -112,6 +112,8 @@ struct UpgradeDescription: Codable {
     var reason: String
     /// When memory is sent rather than handed over: how. The socket it comes through is then among the descriptors.
     var strategy: String?
+    /// What the guest's process is to the kernel when memory runs out; its successor is the first to go until it has the guest.
+    var outOfMemoryPriority: Int? = OutOfMemoryPriority.current
     /// From version 2 on.
     var history: GuestHistory?
 

@@ -150,6 +150,7 @@ final class UpgradeDestination: HandoverReceiver {
         }
         // Before the predecessor hears that it may end: with its main process gone a service manager ends the service.
         ServiceManager.tell(isReady: true)
+        if let priority = description?.outOfMemoryPriority { OutOfMemoryPriority.set(priority) }
         processorNanoseconds = SentMemory.processProcessorNanoseconds()
     }
 
