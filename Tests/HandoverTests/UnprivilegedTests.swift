@@ -125,6 +125,9 @@ struct UnprivilegedTests {
         try verify(guest)
     }
 
+    /// One that any user may run.
+    private static let python = "/usr/bin/python3"
+
     /// Tries everything it knows to get at a process of another user, for some seconds. Prints what it got.
     private static let attack = #"""
         import ctypes, os, socket, sys, array, time
@@ -166,7 +169,7 @@ struct UnprivilegedTests {
                 except OSError: continue
                 pid = int(entry)
                 attempt("mem", lambda: open("/proc/%d/mem" % pid, "rb"))
-                attempt("maps", lambda: open("/proc/%d/maps" % pid).read(10))
+                attempt("maps", lambda: open("/proc/%d/maps" % pid).read(10) != "")
                 attempt("vm", lambda: read_memory(pid))
                 attempt("fds", lambda: os.listdir("/proc/%d/fd" % pid))
                 for number in range(3, 24):
@@ -179,7 +182,7 @@ struct UnprivilegedTests {
     @Test(
         "another user cannot connect, put in a descriptor, or read the guest's memory, also while it moves",
         .enabled(if: OtherUser.isRoot.isMet, "\(OtherUser.isRoot)"),
-        .enabled(if: Requirement.program("python3", package: "python3").isMet, "no python3"))
+        .enabled(if: Checkout.exists(python), "no \(python): Debian package python3"))
     func otherUser() throws {
         let users = try UsersRun()
         // The sockets themselves, not only the directory above them, keep others out.
@@ -192,7 +195,7 @@ struct UnprivilegedTests {
         let guest = try users.start(["--console", "unix:\(open)/console"])
         try HostTools.need("sh", ["-c", "until [ -S \(open)/console ]; do sleep 0.02; done"], seconds: 30)
         let command = OtherUser.second.command(
-            HostTools.path(of: "python3") ?? "python3",
+            Self.python,
             ["-c", Self.attack, users.run.directory.path, "pid", "\(users.user.identifier)"])
         let attacker = try RunningProgram(command.program, command.arguments, name: "attacker", limitSeconds: 60)
         var moves = 0
@@ -208,7 +211,7 @@ struct UnprivilegedTests {
         #expect(moves > 3, "the guest moved meanwhile")
         // The same attacks under the user's own name succeed: they are worth something.
         let own = users.user.command(
-            HostTools.path(of: "python3") ?? "python3",
+            Self.python,
             ["-c", Self.attack, users.run.directory.path, "pid", "\(users.user.identifier)"])
         let friend = try HostTools.run(own.program, own.arguments, seconds: 60)
         for word in ["connect qmp.sock", "console", "mem", "fd", "pidfd_getfd", "list"] {

@@ -3,6 +3,25 @@ import LinuxCalls
 import ProcessTestKit
 import Testing
 
+/// A busy loop and a memory checker go on all the time, a file system is mounted, and a shell remembers.
+private enum Guest {
+    static let prepare =
+        "modules ext4; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; (while :; do :; done) & memory-test 4 0 >/tmp/m 2>&1 & "
+        + "x=kept; dd if=/dev/urandom of=/mnt/from-guest bs=64k count=8 2>/dev/null; md5sum </mnt/from-guest "
+        + ">/mnt/from-guest.md5; echo prepared $((1 + 1))\n"
+
+    static func check(_ round: Int) -> String {
+        "echo round-\(round) >>/mnt/rounds; sync; echo 3 >/proc/sys/vm/drop_caches; jobs >/tmp/jobs; "
+            + "a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); "
+            + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && [ $(wc -l </mnt/rounds) = \(round) ] "
+            + "&& ! grep -qi -e bad -e wrong -e mismatch /tmp/m && [ $(grep -c Running /tmp/jobs) = 2 ] "
+            + "&& echo same $((\(round) + 0)) $(cut -d. -f1 /proc/uptime) end "
+            + "|| echo differs $x $(wc -l </mnt/rounds) $a $b $(cat /tmp/jobs /tmp/m)\n"
+    }
+
+    static let finish = "cd /; kill %1 %2; umount /mnt && echo unmounted $((1 + 1)); poweroff -f\n"
+}
+
 @Suite(
     "A guest between QEMU 10.0 and Sidestep, RAM by descriptor (cpr-transfer)", .serialized,
     .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
