@@ -132,7 +132,9 @@ let package = Package(
             vocabulary + ["RISCVProcessor", "ProcessorModel", "MigrationStream", "CFloatOracle", "LinuxCalls"]),
         tests("MachineTests", vocabulary + ["Machine", "DeviceModel", "MigrationStream", "ProcessTestKit"]),
         tests("MigrationStreamTests", ["MigrationStream"], resources: [.copy("Corpus")]),
-        tests("MigrationEngineTests", ["MigrationEngine", "MigrationChannels", "MigrationTestKit", "LinuxCalls"]),
+        tests(
+            "MigrationEngineTests",
+            ["MigrationEngine", "MigrationChannels", "MigrationTestKit", "LinuxCalls", "stream-throughput"]),
         tests("QMPProtocolTests", ["QMPProtocol"]),
         tests(
             "SupervisorTests",

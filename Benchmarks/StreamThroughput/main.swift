@@ -7,23 +7,28 @@ import ComponentState
 import Synchronization
 
 /// Throughput of the channels between two processes:
-///     stream-throughput MIB RUNS [socket|flip|flip-give ...]
+///     stream-throughput MIB RUNS [socket|pipe|flip|flip-give|multifd ...]
+///     stream-throughput memory WAY MIB
 /// Each run is a migration of a paused guest whose memory is full of data, in 4 KiB and in 2 MiB pages; the destination
 /// is a process of its own, and afterwards compares every word. Prints GiB/s, and processor seconds per GiB of the source
-/// and of the destination.
+/// and of the destination. 2 MiB pages are private memory, which the host's huge pages are for; what is given away must be
+/// a memfd at the destination, and is one there.
+///
+/// `memory` prints how far both processes' memory together (Pss of smaps_rollup, sampled) rose above what it was before the
+/// first page, in MiB: the destination's RAM is then not touched beforehand.
 final class FullGuest: MigratableGuest {
     let machineName = "full"
     let ramBlocks: [RAMBlock]
     var components: [any StatefulComponent] { [] }
 
-    init(byteCount: Int, huge: Bool, fills: Bool) throws {
-        let block = try RAMBlock(name: "ram", byteCount: byteCount, backend: .memfd)
+    init(byteCount: Int, huge: Bool, fills: Bool, backend: MemoryBackend, touches: Bool = true) throws {
+        let block = try RAMBlock(name: "ram", byteCount: byteCount, backend: backend)
         if huge { try block.mapping.advise(offset: 0, byteCount: byteCount, 14) }  // MADV_HUGEPAGE
         // Touched at both ends, so that the host's page supply is not what is measured.
         let words = block.base.assumingMemoryBound(to: UInt64.self)
         if fills {
             for index in 0..<(byteCount / 8) { words[index] = Self.word(index) }
-        } else {
+        } else if touches {
             for offset in stride(from: 0, to: byteCount / 8, by: 512) { words[offset] = 1 }
         }
         ramBlocks = [block]
@@ -46,11 +51,30 @@ final class FullGuest: MigratableGuest {
     func finishLoading() {}
 }
 
-enum Way: String, CaseIterable { case socket, flip, flipGive = "flip-give" }
+enum Way: String, CaseIterable {
+    case socket
+    /// Contents written into the pipe, as where vmsplice is refused.
+    case pipe
+    case flip
+    case flipGive = "flip-give"
+    case multifd
+
+    var flips: Bool { self == .pipe || self == .flip || self == .flipGive }
+}
+
+let multifdChannels = 2
+
+/// A kernel without vmsplice.
+let refusing = PageSplicer { (_, _) throws(SystemCallError) in
+    throw SystemCallError("vmsplice", .notPermitted)
+}
 
 func configuration(_ way: Way) -> MigrationConfiguration {
     var configuration = MigrationConfiguration()
-    configuration.capabilities = way == .socket ? [.returnPath] : [.returnPath, .unixPageFlipping]
+    configuration.capabilities = [.returnPath]
+    if way.flips { configuration.capabilities.insert(.unixPageFlipping) }
+    if way == .multifd { configuration.capabilities.insert(.multifd) }
+    configuration.parameters.multifdChannels = UInt64(multifdChannels)
     configuration.strategy = way == .flipGive ? .stopAndCopy : .precopy
     configuration.parameters.maxBandwidthBytesPerSecond = 0
     return configuration
@@ -64,20 +88,40 @@ func processorSeconds() -> Double {
         + Double(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6
 }
 
-func destination(_ way: Way, _ byteCount: Int, huge: Bool) throws {
+func backend(_ way: Way, huge: Bool, isDestination: Bool) -> MemoryBackend {
+    huge && !(way == .flipGive && isDestination) ? .anonymous : .memfd
+}
+
+func destination(_ way: Way, _ byteCount: Int, huge: Bool, measuresMemory: Bool) throws {
     let transport = try DescriptorTransport(name: "socket", socket: OwnedDescriptor(adopting: 3))
     let report = OwnedDescriptor(adopting: 4)
-    let guest = try FullGuest(byteCount: byteCount, huge: huge, fills: false)
+    let guest = try FullGuest(
+        byteCount: byteCount, huge: huge, fills: false, backend: backend(way, huge: huge, isDestination: true),
+        touches: !measuresMemory)
     let configuration = configuration(way)
-    let hooks = way == .socket ? nil : PageFlipDestination(transport: transport, configuration: configuration)
-    let end = MigrationDestination(guest: guest, transport: transport, configuration: configuration, hooks: hooks)
+    var channel: any MigrationTransport = transport
+    var hooks: (any DestinationRAMHooks)?
+    if way.flips {
+        hooks = PageFlipDestination(transport: transport, configuration: configuration)
+    } else if way == .multifd {
+        let multifd = MultiFDDestination(
+            main: transport,
+            channels: try (0..<multifdChannels).map {
+                try DescriptorTransport(name: "multifd", socket: OwnedDescriptor(adopting: CInt(5 + $0)))
+            }, configuration: configuration)
+        channel = multifd.transport
+        hooks = multifd
+    }
+    let end = MigrationDestination(guest: guest, transport: channel, configuration: configuration, hooks: hooks)
     let before = processorSeconds()
     send([before], to: report)
     guard end.run() == .guestMoved else {
         print("destination failed: \(String(describing: end.progress.error))")
         exit(1)
     }
-    send([processorSeconds() - before, Double(guest.wrongWords)], to: report)
+    let used = processorSeconds() - before
+    // Before the comparison, which fills what was never touched.
+    send([used, Double(guest.wrongWords)], to: report)
 }
 
 func send(_ values: [Double], to file: OwnedDescriptor) {
@@ -99,27 +143,83 @@ func receive(_ count: Int, from file: OwnedDescriptor) -> [Double] {
     return values
 }
 
-func source(_ way: Way, _ byteCount: Int, huge: Bool) throws {
-    let guest = try FullGuest(byteCount: byteCount, huge: huge, fills: true)
+/// Bytes of memory that a process accounts for, shared pages by their share. Source: proc(5), smaps_rollup.
+func memoryByteCount(of process: String) -> Int {
+    guard let bytes = try? FileNames.contents(of: "/proc/\(process)/smaps_rollup") else { return 0 }
+    let line = String(decoding: bytes, as: UTF8.self).split(separator: "\n").first { $0.hasPrefix("Pss:") }
+    return (line.flatMap { $0.split(separator: " ").dropFirst().first }.flatMap { Int($0) } ?? 0) << 10
+}
+
+/// Looks at both processes' memory until it is told to stop; answers the most it saw.
+final class MemorySampler: Sendable {
+    private let isEnding = Atomic<Bool>(false)
+    private let most = Atomic<Int>(0)
+    private let child: String
+    private let thread = Mutex<HostThread?>(nil)
+
+    init(child: CInt) { self.child = "\(child)" }
+
+    var now: Int { memoryByteCount(of: "self") + memoryByteCount(of: child) }
+
+    func start() throws {
+        let thread = try HostThread(name: "sampler") { [self] in
+            while !isEnding.load(ordering: .relaxed) {
+                let bytes = now
+                if bytes > most.load(ordering: .relaxed) { most.store(bytes, ordering: .relaxed) }
+                usleep(500)
+            }
+        }
+        self.thread.withLock { $0 = thread }
+    }
+
+    func stop() -> Int {
+        isEnding.store(true, ordering: .relaxed)
+        thread.withLock { $0 }?.join()
+        return most.load(ordering: .relaxed)
+    }
+}
+
+func source(_ way: Way, _ byteCount: Int, huge: Bool, measuresMemory: Bool) throws {
+    let guest = try FullGuest(
+        byteCount: byteCount, huge: huge, fills: true, backend: backend(way, huge: huge, isDestination: false))
     let (near, far) = try StreamSocket.pair()
     let (reportNear, reportFar) = try StreamSocket.pair()
+    let extra = try (0..<(way == .multifd ? multifdChannels : 0)).map { _ in try StreamSocket.pair() }
     GatheredIO.enlargeBuffers(of: far, byteCount: 4 << 20)
+    var descriptors: [CInt: OwnedDescriptor] = [3: far, 4: reportFar]
+    for (index, pair) in extra.enumerated() { descriptors[CInt(5 + index)] = pair.1 }
     let child = try ChildProcess(
-        path: "/proc/self/exe", arguments: ["destination", way.rawValue, "\(byteCount)", huge ? "2m" : "4k"],
-        descriptors: [3: far, 4: reportFar])
+        path: "/proc/self/exe",
+        arguments: [
+            "destination", way.rawValue, "\(byteCount)", huge ? "2m" : "4k", measuresMemory ? "memory" : "speed",
+        ], descriptors: descriptors)
     _ = receive(1, from: reportNear)
     let transport = try DescriptorTransport(name: "socket", socket: near)
     let configuration = configuration(way)
-    let hooks =
-        way == .socket
-        ? nil : PageFlipSource(transport: transport, guest: guest, configuration: configuration)
-    let end = MigrationSource(guest: guest, transport: transport, configuration: configuration, hooks: hooks)
+    var channel: any MigrationTransport = transport
+    var hooks: (any SourceRAMHooks)?
+    if way.flips {
+        hooks = PageFlipSource(
+            transport: transport, guest: guest, configuration: configuration,
+            splicer: way == .pipe ? refusing : .kernel)
+    } else if way == .multifd {
+        let multifd = MultiFDSource(
+            main: transport, channels: try extra.map { try DescriptorTransport(name: "multifd", socket: $0.0) },
+            configuration: configuration)
+        channel = multifd.transport
+        hooks = multifd
+    }
+    let end = MigrationSource(guest: guest, transport: channel, configuration: configuration, hooks: hooks)
+    let sampler = MemorySampler(child: child.processIdentifier)
+    let memoryBefore = measuresMemory ? sampler.now : 0
+    if measuresMemory { try sampler.start() }
     let before = processorSeconds()
     guard end.run() == .guestMoved else {
         print("source failed: \(String(describing: end.progress.error))")
         exit(1)
     }
     let here = processorSeconds() - before
+    let mostMemory = measuresMemory ? sampler.stop() : 0
     let there = receive(2, from: reportNear)
     _ = child.wait()
     guard there[1] == 0 else {
@@ -129,16 +229,22 @@ func source(_ way: Way, _ byteCount: Int, huge: Bool) throws {
     let seconds = Double(end.progress.timing.totalNanoseconds ?? 0) * 1e-9
     let gib = Double(byteCount) / Double(1 << 30)
     func text(_ value: Double) -> String { "\(Double(Int(value * 1000)) / 1000)" }
-    print(
-        "sidestep-\(way.rawValue) \(huge ? "2m" : "4k") \(text(gib / seconds)) GiB/s \(text(here / gib)) \(text(there[0] / gib)) s/GiB"
-    )
+    let name = "sidestep-\(way.rawValue) \(huge ? "2m" : "4k")"
+    if measuresMemory {
+        print("\(name) memory \(text(Double(mostMemory - memoryBefore) / Double(1 << 20))) MiB")
+    } else {
+        print(
+            "\(name) \(text(gib / seconds)) GiB/s \(text(here / gib)) \(text(there[0] / gib)) s/GiB")
+    }
 }
 
 let words = CommandLine.arguments
-if words.count == 5, words[1] == "destination", let way = Way(rawValue: words[2]), let byteCount = Int(words[3]) {
-    try destination(way, byteCount, huge: words[4] == "2m")
-} else if words.count == 5, words[1] == "source", let way = Way(rawValue: words[2]), let byteCount = Int(words[3]) {
-    try source(way, byteCount, huge: words[4] == "2m")
+if words.count == 6, words[1] == "destination", let way = Way(rawValue: words[2]), let byteCount = Int(words[3]) {
+    try destination(way, byteCount, huge: words[4] == "2m", measuresMemory: words[5] == "memory")
+} else if words.count >= 5, words[1] == "source", let way = Way(rawValue: words[2]), let byteCount = Int(words[3]) {
+    try source(way, byteCount, huge: words[4] == "2m", measuresMemory: false)
+} else if words.count >= 4, words[1] == "memory", let way = Way(rawValue: words[2]), let megabytes = Int(words[3]) {
+    try source(way, megabytes << 20, huge: words.count > 4 && words[4] == "2m", measuresMemory: true)
 } else if words.count >= 3, let megabytes = Int(words[1]), let runs = Int(words[2]) {
     let ways = words.count > 3 ? words[3...].compactMap(Way.init) : Way.allCases
     for _ in 0..<runs {
@@ -151,6 +257,8 @@ if words.count == 5, words[1] == "destination", let way = Way(rawValue: words[2]
         }
     }
 } else {
-    print("usage: stream-throughput MIB RUNS [socket|flip|flip-give ...]")
+    print(
+        "usage: stream-throughput MIB RUNS [socket|pipe|flip|flip-give|multifd ...]\n       stream-throughput memory WAY MIB"
+    )
     exit(2)
 }

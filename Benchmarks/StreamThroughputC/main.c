@@ -34,11 +34,13 @@ static double cpu(int who) {
 }
 
 static char *memory(size_t size, int huge) {
-    int file = memfd_create("ram", MFD_CLOEXEC);
-    if (file < 0 || ftruncate(file, size)) die("memfd");
+    // Huge pages are for private memory unless the host says otherwise; small ones stand in a memfd, as a guest's do.
+    int file = huge ? -1 : memfd_create("ram", MFD_CLOEXEC);
+    if (!huge && (file < 0 || ftruncate(file, size))) die("memfd");
     char *base = mmap(NULL, size + (2 << 20), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     base = (char *)(((uintptr_t)base + (2 << 20) - 1) & ~(uintptr_t)((2 << 20) - 1));
-    if (mmap(base, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED) die("mmap");
+    int flags = huge ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    if (mmap(base, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, file, 0) == MAP_FAILED) die("mmap");
     if (huge && madvise(base, size, MADV_HUGEPAGE)) die("madvise");
     return base;
 }

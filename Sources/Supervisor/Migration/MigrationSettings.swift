@@ -15,6 +15,13 @@ struct MigrationSettings: Sendable {
         "release-ram",
     ]
 
+    /// Why, where there is more to say than that nobody has written it.
+    private static let reasons = [
+        "x-ignore-shared":
+            "both ends would have to map one named file as RAM, and RAM here is private or a memfd without a name; "
+            + "'sidestep upgrade' and cpr-transfer hand RAM over by descriptor"
+    ]
+
     private static let supportedCapabilities: [MigrationCapability] = [
         .autoConverge, .events, .returnPath, .pauseBeforeSwitchover, .lateBlockActivate, .validateUUID, .switchoverAck,
         .unixPageFlipping, .multifd, .mappedRAM,
@@ -58,7 +65,10 @@ struct MigrationSettings: Sendable {
             let isOn = item["state"]?.boolValue ?? false
             guard let capability = MigrationCapability(rawValue: name), Self.supportedCapabilities.contains(capability)
             else {
-                if isOn { throw QMPError("Capability '\(word)' is not supported") }
+                if isOn {
+                    let reason = Self.reasons[word].map { ": \($0)" } ?? ""
+                    throw QMPError("Capability '\(word)' is not supported\(reason)")
+                }
                 continue
             }
             if isOn { result.insert(capability) } else { result.remove(capability) }
