@@ -36,7 +36,7 @@ extension SupervisorTests {
                 == right.memory.bytes(at: 0x8000_0000, count: 1 << 20)
         }
 
-        @Test("a script written for QEMU moves a guest", arguments: ["socket", "page-flip"])
+        @Test("a script written for QEMU moves a guest", arguments: ["socket", "page-flip", "multifd"])
         func moves(channel: String) throws {
             let from = try SupervisorFixture(name: "source")
             let to = try Self.incoming()
@@ -49,6 +49,12 @@ extension SupervisorTests {
                 ["capability": "events", "state": true], ["capability": "return-path", "state": true],
             ]
             if channel == "page-flip" { capabilities.append(["capability": "x-unix-page-flipping", "state": true]) }
+            if channel == "multifd" {
+                capabilities.append(["capability": "multifd", "state": true])
+                for client in [source, destination] {
+                    _ = try client.run("migrate-set-parameters", ["multifd-channels": 3])
+                }
+            }
             for client in [source, destination] {
                 _ = try client.run("migrate-set-capabilities", ["capabilities": .array(capabilities)])
             }
@@ -73,7 +79,7 @@ extension SupervisorTests {
             }
             #expect(names.first == "RESUME" && names.last == "completed")
             #expect(names.contains("setup") && names.contains("STOP"))
-            if channel == "socket" {
+            if channel != "page-flip" {
                 #expect(names.contains("active"))
                 #expect(try Self.agree(from.guest, to.guest))
                 #expect(try source.run("cont") == [:])  // QEMU's users may take the guest back by hand
@@ -105,12 +111,45 @@ extension SupervisorTests {
             #expect(try Self.agree(from.guest, to.guest))
         }
 
-        @Test("a guest is saved to a file and comes back from it") func file() throws {
+        @Test("an address that cannot carry what is switched on is refused by name") func wrongAddress() throws {
+            let from = try SupervisorFixture(name: "source")
+            let source = try from.connect()
+            for (name, uri, word) in [
+                ("multifd", "exec:cat", "multifd is on"), ("multifd", "file:/dev/null", "multifd is on"),
+                ("mapped-ram", "unix:/nonexistent", "mapped-ram is on"), ("mapped-ram", "exec:cat", "mapped-ram is on"),
+            ] {
+                func set(_ isOn: Bool) throws {
+                    _ = try source.run(
+                        "migrate-set-capabilities",
+                        ["capabilities": [["capability": .string(name), "state": .bool(isOn)]]])
+                }
+                try set(true)
+                let error = #expect(throws: QMPConnection.Failure.self) {
+                    try source.run("migrate", ["uri": .string(uri)])
+                }
+                #expect("\(String(describing: error))".contains(word))
+                try set(false)
+            }
+            let error = #expect(throws: QMPConnection.Failure.self) {
+                try source.run(
+                    "migrate-set-capabilities",
+                    ["capabilities": [["capability": "x-ignore-shared", "state": true]]])
+            }
+            #expect("\(String(describing: error))".contains("map one named file"))
+        }
+
+        @Test(
+            "a guest is saved to a file and comes back from it, which says by itself what it is",
+            arguments: [[], ["mapped-ram"], ["mapped-ram", "multifd"]])
+        func file(capabilities: [String]) throws {
             let from = try SupervisorFixture(name: "source")
             let source = try from.connect()
             try Self.fill(from.guest)
             let uri = JSONValue.string("file:\(from.path)/saved")
             defer { unlink("\(from.path)/saved") }
+            _ = try source.run(
+                "migrate-set-capabilities",
+                ["capabilities": .array(capabilities.map { ["capability": .string($0), "state": true] })])
             _ = try source.run("migrate", ["uri": uri])
             let answer = try Self.wait(source)
             #expect(answer["status"] == "completed", "\(answer.json)")
@@ -172,8 +211,8 @@ extension SupervisorTests {
                 "Parameter 'capability' does not accept value 'nope'"
             ),
             (
-                "migrate-set-capabilities", ["capabilities": [["capability": "multifd", "state": true]]],
-                "Capability 'multifd' is not supported"
+                "migrate-set-capabilities", ["capabilities": [["capability": "zero-copy-send", "state": true]]],
+                "Capability 'zero-copy-send' is not supported"
             ),
             ("migrate-set-parameters", ["nope": 1], "Parameter 'nope' is unexpected"),
             (

@@ -226,9 +226,11 @@ final class MigrationControl: @unchecked Sendable {
 
     private func accept() {
         guard let listener, let socket = try? StreamSocket.accept(from: listener.descriptor) else { return }
-        closeListener()
         let configuration = settings.configuration(uuid: supervisor.uuidBytes)
         let channelCount = MigrationEquipment.channelCount(configuration)
+        // Its other connections come to the same address.
+        let path = listener.path
+        closeListener(keepsPath: channelCount > 0)
         let channel = report?.channel ?? ""
         let address = report?.socketAddress
         begin(.destination, channel: channel, configuration)
@@ -240,7 +242,9 @@ final class MigrationControl: @unchecked Sendable {
                 self.acceptor = acceptor
                 run(name: "migration") { [self] in
                     do throws(MigrationError) {
-                        let (main, channels) = try acceptor.accept(first: socket)
+                        let connected = Result { () throws(MigrationError) in try acceptor.accept(first: socket) }
+                        if let path { FileInformation.remove(path) }
+                        let (main, channels) = try connected.get()
                         immigrate(over: main, channels: channels, acceptor: acceptor, configuration)
                     } catch { finish(Self.failure(error), .guestStayed) }
                 }
@@ -256,10 +260,10 @@ final class MigrationControl: @unchecked Sendable {
         }
     }
 
-    private func closeListener() {
+    private func closeListener(keepsPath: Bool = false) {
         guard let listener else { return }
         loop.remove(listener.token)
-        if let path = listener.path { FileInformation.remove(path) }
+        if !keepsPath, let path = listener.path { FileInformation.remove(path) }
         self.listener = nil
     }
 
@@ -370,6 +374,9 @@ final class MigrationControl: @unchecked Sendable {
             report?.progress = progress
             thread = nil
             acceptor = nil
+            // Its channels are closed with it; one that is undecided still has what it takes to settle it.
+            if outcome != .undecided { source = nil }
+            destination = nil
             isActive = false
             if outcome == .guestMoved && side == .source { hasGivenAway = gaveAway }
             if outcome == .guestStayed && side == .source {
