@@ -151,6 +151,7 @@ let package = Package(
             path: "Tests/Support/HandoverProbe", swiftSettings: strict),
         tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
         tests("LocalMigrationTests", ["LinuxCalls", "key-value-server", "counter", "ProcessTestKit"]),
+        tests("StockQEMURunTests", ["LinuxCalls", "MonitorClient", "QMPProtocol", "ProcessTestKit"]),
         tests(
             "InteroperabilityTests",
             vocabulary + [

@@ -2,7 +2,10 @@
 #include "CLinuxShims.h"
 
 #include <errno.h>
+#include <linux/ethtool.h>
 #include <linux/futex.h>
+#include <linux/sockios.h>
+#include <net/if.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
@@ -183,6 +186,38 @@ unsigned long shim_tunsetiff(void) { return TUNSETIFF; }
 unsigned long shim_tungetiff(void) { return TUNGETIFF; }
 unsigned long shim_tunsetoffload(void) { return TUNSETOFFLOAD; }
 unsigned long shim_tunsetvnethdrsz(void) { return TUNSETVNETHDRSZ; }
+unsigned long shim_tungetvnethdrsz(void) { return TUNGETVNETHDRSZ; }
+
+int shim_tap_offloads(int socket, const char *name) {
+    struct ethtool_value checksums = {.cmd = ETHTOOL_GTXCSUM}, segments = {.cmd = ETHTOOL_GTSO};
+    struct ifreq request = {0};
+    strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+    request.ifr_data = (void *)&checksums;
+    if (ioctl(socket, SIOCETHTOOL, &request) < 0) return -1;
+    request.ifr_data = (void *)&segments;
+    if (ioctl(socket, SIOCETHTOOL, &request) < 0) return -1;
+    if (!checksums.data) return 0;
+    return TUN_F_CSUM | (segments.data ? TUN_F_TSO4 | TUN_F_TSO6 : 0);
+}
+
+ssize_t shim_send_datagram_as(int socket, const void *bytes, size_t byteCount, const void *address, size_t addressLength,
+                              int process) {
+    struct iovec piece = {.iov_base = (void *)bytes, .iov_len = byteCount};
+    struct ucred credentials = {.pid = process, .uid = geteuid(), .gid = getegid()};
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof credentials)];
+    } control;
+    memset(&control, 0, sizeof control);
+    struct msghdr message = {.msg_name = (void *)address, .msg_namelen = (socklen_t)addressLength, .msg_iov = &piece,
+                             .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_CREDENTIALS;
+    header->cmsg_len = CMSG_LEN(sizeof credentials);
+    memcpy(CMSG_DATA(header), &credentials, sizeof credentials);
+    return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
 unsigned long shim_uffdio_api(void) { return UFFDIO_API; }
 unsigned long shim_uffdio_register(void) { return UFFDIO_REGISTER; }
 unsigned long shim_uffdio_unregister(void) { return UFFDIO_UNREGISTER; }

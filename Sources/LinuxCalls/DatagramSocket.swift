@@ -1,10 +1,12 @@
+import CLinuxShims
 import Glibc
 import SystemPackage
 
 /// Unix datagrams: one message, nobody waited for.
 package enum DatagramSocket {
     /// Sends one datagram to a path, or to a name of the abstract space when it begins with `@`.
-    package static func send(_ bytes: [UInt8], to path: String) throws(SystemCallError) {
+    /// - Parameter process: Who the receiver is told has sent it; another process than ours is root's right. Source: unix(7).
+    package static func send(_ bytes: [UInt8], to path: String, as process: CInt? = nil) throws(SystemCallError) {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         var name = Array(path.utf8)

@@ -86,6 +86,12 @@ package enum MemoryFile {
         }
     }
 
+    /// Whether these seals keep a memfd from shrinking and growing.
+    package static func isSizeSealed(_ seals: CInt) -> Bool {
+        let size = SHIM_F_SEAL_SHRINK | SHIM_F_SEAL_GROW
+        return seals & size == size
+    }
+
     /// The seals of a memfd (`F_SEAL_*`).
     package static func seals(of file: OwnedDescriptor) throws(SystemCallError) -> CInt {
         try retrying("fcntl(F_GET_SEALS)") { shim_fcntl_int(file.rawValue, SHIM_F_GET_SEALS, 0) }

@@ -38,6 +38,17 @@ package struct ProcessFiles: Sendable {
 
     package func program() throws(SystemCallError) -> String { try FileNames.target(of: "\(directory)/exe") }
 
+    /// The state of its first thread, as proc_pid_stat(5) names it: `R`, `S`, `T` for stopped.
+    package func state() throws(SystemCallError) -> Character {
+        let line = try text(of: "stat")
+        return line.lastIndex(of: ")").flatMap { line[$0...].dropFirst(2).first } ?? "?"
+    }
+
+    /// What names one of its namespaces: `net`, `mnt` and so on. Source: namespaces(7).
+    package func namespace(_ kind: String) throws(SystemCallError) -> String {
+        try FileNames.target(of: "\(directory)/ns/\(kind)")
+    }
+
     /// The user it runs as.
     package func owner() throws(SystemCallError) -> UInt32 { try FileNames.status(of: directory).owner }
 
@@ -110,6 +121,42 @@ package struct ProcessFiles: Sendable {
         } catch {
             do { return try .open("\(directory)/fd/\(descriptor)", flags: O_RDWR) } catch _ { throw error }
         }
+    }
+}
+
+extension ProcessFiles {
+    /// Processes that were started with this variable in their environment and that we may look into.
+    package static func all(withVariable variable: String) -> [ProcessFiles] {
+        ((try? FileNames.entries(of: "/proc")) ?? []).compactMap { CInt($0) }.map { ProcessFiles($0) }.filter {
+            (try? $0.environment().contains(variable)) ?? false
+        }
+    }
+
+    /// Ourselves.
+    package static var own: ProcessFiles { ProcessFiles(getpid()) }
+
+    /// Puts another process of ours into the control groups this one is in. What is there already is left.
+    /// - Returns: The hierarchies that did not take it, each as `path: reason`.
+    package func shareControlGroups(with other: CInt) -> [String] {
+        var failures: [String] = []
+        let present = Set((try? ProcessFiles(other).controlGroups()) ?? [])
+        for line in (try? controlGroups()) ?? [] where !present.contains(line) {
+            guard let file = Self.membersFile(of: line) else { continue }
+            do {
+                try OwnedDescriptor.open(file, flags: O_WRONLY).writeAll(Array("\(other)".utf8))
+            } catch { failures.append("\(error)") }
+        }
+        return failures
+    }
+
+    /// Where processes are written to that join the group of a line of `/proc/PID/cgroup`: `0::/path` is in the unified hierarchy,
+    /// `5:cpu:/path` and `1:name=systemd:/path` are in others. Source: cgroups(7).
+    static func membersFile(of line: String) -> String? {
+        let parts = line.split(separator: ":", maxSplits: 2, omittingEmptySubsequences: false)
+        guard parts.count == 3 else { return nil }
+        let name = parts[1].hasPrefix("name=") ? parts[1].dropFirst(5) : parts[1]
+        let roots = name.isEmpty ? ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] : ["/sys/fs/cgroup/\(name)"]
+        return roots.map { "\($0)\(parts[2])/cgroup.procs" }.first { (try? FileNames.status(of: $0)) != nil }
     }
 }
 
@@ -215,6 +262,18 @@ package enum HostMemory {
 package enum ProcessSignal {
     /// SIGKILL; an ended process is no error.
     package static func kill(_ process: OwnedDescriptor) { _ = shim_pidfd_send_signal(process.rawValue, SIGKILL) }
+
+    /// SIGSTOP: it stands still until ``resume(_:)``.
+    package static func stop(_ process: OwnedDescriptor) { _ = shim_pidfd_send_signal(process.rawValue, SIGSTOP) }
+
+    /// SIGCONT; one that does not stand still goes on as it was.
+    package static func resume(_ process: OwnedDescriptor) { _ = shim_pidfd_send_signal(process.rawValue, SIGCONT) }
+
+    /// SIGSTOP to ourselves, for tests that look at what is half done.
+    package static func stopSelf() { _ = Glibc.kill(getpid(), SIGSTOP) }
+
+    /// Lets others run.
+    package static func yield() { _ = sched_yield() }
 
     /// Waits.
     package static func sleep(milliseconds: UInt32) { _ = usleep(milliseconds * 1000) }

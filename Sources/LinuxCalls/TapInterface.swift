@@ -53,3 +53,49 @@ package struct InterfaceRequest: Sendable {
         _ = try retrying("ioctl(TUNSETOFFLOAD)") { shim_ioctl_int(descriptor.rawValue, shim_tunsetoffload(), 0) }
     }
 }
+
+/// What is set on a tap for all who are attached to it: the length of the header before each frame, and what the guest computes
+/// itself. Whoever attaches another descriptor of it to a device sets both anew.
+package struct TapSettings: Hashable, Sendable {
+    /// Bytes of the virtio header before each frame.
+    package var headerByteCount: CInt
+    /// TUN_F_* flags; nil where they could not be told.
+    package var offloads: CInt?
+
+    package init(headerByteCount: CInt, offloads: CInt?) {
+        self.headerByteCount = headerByteCount
+        self.offloads = offloads
+    }
+
+    /// Reads them. The corresponding requests are `TUNGETVNETHDRSZ` and, of the interface, `ETHTOOL_GTXCSUM` and `ETHTOOL_GTSO`.
+    /// - Parameter socket: Any socket of the interface's network namespace.
+    package init(of tap: OwnedDescriptor, socket: OwnedDescriptor?) throws(SystemCallError) {
+        headerByteCount = try Self.headerByteCount(of: tap)
+        let name = try InterfaceRequest(of: tap).name
+        offloads = socket.flatMap { socket in
+            let flags = unsafe shim_tap_offloads(socket.rawValue, name)
+            return flags < 0 ? nil : flags
+        }
+    }
+
+    /// The length of the header as it is now.
+    package static func headerByteCount(of tap: OwnedDescriptor) throws(SystemCallError) -> CInt {
+        var size: CInt = 0
+        _ = try retrying("ioctl(TUNGETVNETHDRSZ)") {
+            unsafe shim_ioctl_pointer(tap.rawValue, shim_tungetvnethdrsz(), &size)
+        }
+        return size
+    }
+
+    /// Sets them as they were. The corresponding requests are `TUNSETVNETHDRSZ` and `TUNSETOFFLOAD`.
+    package func apply(to tap: OwnedDescriptor) throws(SystemCallError) {
+        var size = headerByteCount
+        _ = try retrying("ioctl(TUNSETVNETHDRSZ)") {
+            unsafe shim_ioctl_pointer(tap.rawValue, shim_tunsetvnethdrsz(), &size)
+        }
+        guard let offloads else { return }
+        _ = try retrying("ioctl(TUNSETOFFLOAD)") {
+            shim_ioctl_int(tap.rawValue, shim_tunsetoffload(), UInt(offloads))
+        }
+    }
+}

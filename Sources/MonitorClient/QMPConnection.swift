@@ -69,6 +69,15 @@ package final class QMPConnection {
         _ command: String, _ arguments: JSONObject = [:], descriptors: [OwnedDescriptor] = [],
         timeoutMilliseconds: Int64 = 30_000
     ) throws(Failure) -> JSONValue {
+        try awaitAnswer(
+            timeoutMilliseconds: timeoutMilliseconds, to: send(command, arguments, descriptors: descriptors))
+    }
+
+    /// Sends a command whose answer is waited for later.
+    /// - Returns: What ``awaitAnswer(timeoutMilliseconds:to:)`` needs to know it.
+    package func send(_ command: String, _ arguments: JSONObject = [:], descriptors: [OwnedDescriptor] = [])
+        throws(Failure) -> JSONValue?
+    {
         commandCount += 1
         let identifier = identifierPrefix.map { JSONValue.string("\($0)\(commandCount)") }
         do {
@@ -76,7 +85,7 @@ package final class QMPConnection {
                 QMPCommand(name: command, arguments: arguments, identifier: identifier).line, descriptors: descriptors,
                 to: socket)
         } catch { throw .system(error) }
-        return try awaitAnswer(timeoutMilliseconds: timeoutMilliseconds, to: identifier)
+        return identifier
     }
 
     /// Waits for the answer to a command that was sent.

@@ -47,6 +47,14 @@ package struct Requirement: Sendable, Hashable, CustomStringConvertible {
     package static let qemu10 = Requirement(
         Checkout.exists(StockQEMUBuild.ten), "no QEMU 10.0 beside the installed one: Guests/qemu/fetch")
 
+    package static let stockPC = Requirement(
+        StockQEMUBuild.releases.allSatisfy { Checkout.exists(StockQEMUBuild.pc($0)) },
+        "no QEMU 7.2 and 10.0 for x86-64: Guests/qemu/fetch --version 7.2 and Guests/qemu/fetch")
+    package static let debianPC = Requirement(
+        Checkout.exists(DebianGuest.pcImage) && Checkout.exists(DebianGuest.pcInitramfsWithDisk),
+        "no Debian guest for amd64: Guests/debian/fetch --architecture amd64 and make-initramfs, which need a Debian mirror"
+    )
+
     package static func program(_ name: String, package: String) -> Requirement {
         Requirement(HostTools.path(of: name) != nil, "no \(name): Debian package \(package)")
     }
@@ -69,6 +77,8 @@ package enum DebianGuest {
     package static let image = "\(Checkout.cache)/debian-riscv64/Image"
     package static let initramfs = "\(Checkout.cache)/debian-riscv64/initramfs.cpio.gz"
     package static let initramfsWithDisk = "\(Checkout.cache)/debian-riscv64/initramfs-disk.cpio.gz"
+    package static let pcImage = "\(Checkout.cache)/debian-amd64/Image"
+    package static let pcInitramfsWithDisk = "\(Checkout.cache)/debian-amd64/initramfs-disk.cpio.gz"
     /// For every boot: the console, and no self-tests of ciphers nobody uses here, which take longer than the rest.
     package static let words = "console=ttyS0 cryptomgr.notests"
 }
@@ -77,4 +87,7 @@ package enum DebianGuest {
 package enum StockQEMUBuild {
     package static let installed = "qemu-system-riscv64"
     package static let ten = "\(Checkout.cache)/qemu-10.0/qemu-system-riscv64"
+    package static let releases = ["7.2", "10.0"]
+    /// For x86-64, of a release.
+    package static func pc(_ release: String) -> String { "\(Checkout.cache)/qemu-\(release)/qemu-system-x86_64" }
 }

@@ -43,6 +43,9 @@ package final class Transcript: Sendable {
     /// All that was written.
     package var text: String { state.withLock { String(decoding: $0.bytes, as: UTF8.self) } }
 
+    /// Whether the writer has closed its end.
+    package var hasEnded: Bool { state.withLock { $0.isEnded } }
+
     /// The last part, for messages.
     package var tail: String { state.withLock { String(decoding: $0.bytes.suffix(3000), as: UTF8.self) } }
 

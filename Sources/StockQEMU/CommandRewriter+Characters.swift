@@ -56,8 +56,8 @@ extension CommandRewriter {
             }
             return rest.setting("fd", "\(inherit(open))")
         }
+        carryClient(of: text, label: label)
         if let path = text["path"], !text.isOn("abstract") {
-            noteClients(of: facts.absolute(path), label: label)
             return text.removing(["wait", "server"]).setting("path", privatePath(for: path)).setting("server", "on")
                 .setting("wait", "off")
         }
@@ -65,16 +65,42 @@ extension CommandRewriter {
             refuse(option, "its listening socket was not found among the process's sockets")
             return nil
         }
-        result.notes.append("\(label): keeps its listening socket; connected clients must connect again")
+        result.notes.append("\(label): keeps its listening socket")
         return rest.setting("fd", "\(inherit(open))").setting("server", "on").setting("wait", "off")
     }
 
-    private mutating func noteClients(of path: String, label: String) {
-        if facts.sockets.contains(where: {
-            !$0.isListening && $0.local.hasPrefix("unix:") && facts.absolute(String($0.local.dropFirst(5))) == path
-        }) {
-            result.notes.append("\(label): its client must connect to \(path) again")
+    /// A client that is connected keeps its connection where a new QEMU can take it in the middle (`add_client`): not where a
+    /// protocol of its own has begun.
+    private mutating func carryClient(of text: OptionText, label: String) {
+        let connected = facts.sockets.filter { !$0.isListening && isLocal($0.local, to: text) }
+        guard let client = connected.first else { return }
+        let hasProtocol =
+            ["telnet", "tn3270", "websocket"].contains { text.isOn($0) } || text["tls-creds"] != nil
+            || monitorLabels.contains(label)
+        guard !hasProtocol, strategy != .postcopy, connected.count == 1 else {
+            result.notes.append("\(label): its client must connect again, under the old name")
+            return
         }
+        result.clients.append(
+            CharacterClient(identifier: text.isOn("mux") ? "\(label)-base" : label, descriptor: client.descriptor))
+        result.notes.append("\(label): its client stays connected")
+    }
+
+    /// Whether an address is the one a server socket was given.
+    private func isLocal(_ address: String, to text: OptionText) -> Bool {
+        guard let path = text["path"] else {
+            return address.hasPrefix("tcp:") && address.hasSuffix(":\(text["port"] ?? "")")
+        }
+        let name = text.isOn("abstract") ? "@\(path)" : facts.absolute(path)
+        return address.hasPrefix("unix:") && facts.absolute(String(address.dropFirst(5))) == name
+    }
+
+    /// Character devices behind monitors: their clients would be greeted in the middle of a session.
+    private var monitorLabels: Set<String> {
+        let named = facts.commandLine.arguments("mon").compactMap { (try? OptionText($0))?.leading("chardev") }
+        let kinds = ["monitor", "qmp", "qmp-pretty"]
+        let legacy = facts.commandLine.options.count { kinds.contains($0.name) }
+        return Set(named + (0..<legacy).map { "compat_monitor\($0)" })
     }
 
     private func connected(to text: OptionText) -> Int32? {

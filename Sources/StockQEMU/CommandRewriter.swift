@@ -17,12 +17,30 @@ package struct NewCommandLine: Hashable, Sendable {
     /// Number in the new process to number in the old one.
     package var inherited: [Int32: Int32] = [:]
     package var names: [Name] = []
+    /// Connections that the new process is given when the guest is its own.
+    package var clients: [CharacterClient] = []
     /// What an operator should know: clients that must connect again, options that were left out.
     package var notes: [String] = []
     /// The number of the monitor's end in the new process.
     package static let controlDescriptor: Int32 = 3
 
     package var words: [String] { options.flatMap(\.words) }
+}
+
+/// A client of a character device whose connection goes over.
+package struct CharacterClient: Hashable, Sendable {
+    /// The character device's name in the new process.
+    package var identifier: String
+    /// The connection's number in the old process.
+    package var descriptor: Int32
+
+    package init(identifier: String, descriptor: Int32) {
+        self.identifier = identifier
+        self.descriptor = descriptor
+    }
+
+    /// Its name in the new process's monitor.
+    var descriptorName: String { "sidestep-client-\(descriptor)" }
 }
 
 /// Makes the command line of a guest's next process from that of its present one. No I/O: facts in, words out.
@@ -111,8 +129,10 @@ package struct CommandRewriter {
         }
         result.options += [
             .init("chardev", "socket,id=\(Self.controlIdentifier),fd=\(NewCommandLine.controlDescriptor)"),
-            .init("mon", "chardev=\(Self.controlIdentifier),mode=control"), .init("S"),
+            .init("mon", "chardev=\(Self.controlIdentifier),mode=control"),
         ]
+        // Postcopy starts a running guest by itself, at the earliest moment.
+        if strategy != .postcopy || !facts.isRunning { result.options.append(.init("S")) }
         removeRepeatedDirectories()
         return result
     }

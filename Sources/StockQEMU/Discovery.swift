@@ -51,6 +51,11 @@ package struct Discovery {
         }
         process = ProcessFiles(identifier)
         let words: [String]
+        if let owner = try? process.owner(), owner != HostUser.effective {
+            throw UpgradeFailure(
+                .refused,
+                "process \(identifier) is user \(owner)'s and we are \(HostUser.effective): run this as that user")
+        }
         do {
             processDescriptor = try .process(identifier)
             words = try process.commandLine()
@@ -83,6 +88,18 @@ package struct Discovery {
         }
         self.monitor = monitor
         do { try look() } catch { throw UpgradeFailure(.noSuchGuest, "process \(identifier): \(error)") }
+    }
+
+    /// Unix sockets on which a process serves QMP, as its command line says; none when that cannot be read.
+    package static func monitorPaths(of process: CInt) -> [String] {
+        let files = ProcessFiles(process)
+        guard let words = try? files.commandLine(), let line = try? CommandLine(words: Array(words.dropFirst())) else {
+            return []
+        }
+        return monitorPaths(
+            SourceFacts(
+                commandLine: line, version: QEMUVersion(0, 0), machineType: "", memory: [],
+                workingDirectory: (try? files.workingDirectory()) ?? "/"))
     }
 
     /// Unix sockets on which QMP is served, from the command line.
@@ -120,16 +137,20 @@ package struct Discovery {
             facts.version >= QEMUVersion(6, 0) ? .ok : .fail, "version",
             "QEMU \(facts.version)"
                 + (facts.version >= QEMUVersion(6, 0) ? "" : ": 6.0 and later can be upgraded in place"))
-        let owner = try process.owner()
-        note(
-            owner == HostUser.effective ? .ok : .fail, "user",
-            owner == HostUser.effective
-                ? "the process is ours"
-                : "the process is user \(owner)'s: run this as that user")
+        note(.ok, "user", "the process is ours")
+        for (name, kind) in [("mnt", "mount"), ("net", "network"), ("pid", "process"), ("user", "user")] {
+            guard let its = try? process.namespace(name), let ours = try? ProcessFiles.own.namespace(name), its != ours
+            else { continue }
+            note(
+                .fail, "namespace",
+                "the process is in another \(kind) namespace, where names mean something else: run this there (nsenter --target "
+                    + "\(process.identifier) --\(kind == "process" ? "pid" : kind == "network" ? "net" : kind))")
+        }
         let type = try monitor.run("qom-get", ["path": "/machine", "property": "type"]).stringValue ?? ""
         facts.machineType = type.hasSuffix("-machine") ? String(type.dropLast(8)) : type
         note(facts.machineType.isEmpty ? .fail : .ok, "machine type", facts.machineType)
         status = try monitor.run("query-status")["status"]?.stringValue ?? "?"
+        facts.isRunning = status == "running"
         let movable = ["running", "paused"].contains(status)
         note(movable ? .ok : .fail, "guest", "is \(status)" + (movable ? "" : ": let it run, or pause it, first"))
         let migration = try monitor.run("query-migrate")
@@ -153,6 +174,12 @@ package struct Discovery {
                 let copy = try? process.take(descriptor.number, from: processDescriptor),
                 let socket = SocketFacts(of: copy)
             {
+                // The other end of our own connection is no client that anybody would miss.
+                if let peer = try? StreamSocket.peerCredentials(of: copy), peer.process == ProcessFiles.own.identifier,
+                    !socket.isListening
+                {
+                    continue
+                }
                 facts.sockets.append(
                     OpenSocket(
                         descriptor: descriptor.number, isListening: socket.isListening,
@@ -187,7 +214,9 @@ package struct Discovery {
             let megabytes = size >> 20
             switch (backend.isShared, backend.descriptor) {
             case (true, let number?):
-                note(.ok, "memory \(identifier)", "\(megabytes) MiB, shared, descriptor \(number) of the process")
+                note(
+                    .ok, "memory \(identifier)",
+                    "\(megabytes) MiB, shared, descriptor \(number) of the process" + sealing(of: number))
             case (true, nil):
                 note(
                     .warn, "memory \(identifier)",
@@ -200,6 +229,14 @@ package struct Discovery {
             }
         }
         if facts.memory.isEmpty { note(.fail, "memory", "QEMU names no memory back end") }
+    }
+
+    /// Whether a memory file's size is sealed: nobody can take pages away under both processes.
+    private func sealing(of descriptor: CInt) -> String {
+        guard let file = try? process.take(descriptor, from: processDescriptor),
+            let seals = try? MemoryFile.seals(of: file)
+        else { return "" }
+        return MemoryFile.isSizeSealed(seals) ? ", its size sealed" : ", its size not sealed"
     }
 
     /// Devices that the command line does not name were plugged in later, and a process started from it would lack them.

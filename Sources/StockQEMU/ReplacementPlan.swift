@@ -35,6 +35,7 @@ package struct ReplacementPlan {
     package private(set) var strategy = ReplacementStrategy.precopy
     package private(set) var reason = ""
     package private(set) var newCommandLine = NewCommandLine()
+    let service: ServiceUnit
     package private(set) var destinationVersion = QEMUVersion(0, 0)
 
     package var canMove: Bool { !findings.contains { $0.grade == .fail } }
@@ -45,11 +46,14 @@ package struct ReplacementPlan {
     package init(_ request: ReplacementRequest, token: String) throws(UpgradeFailure) {
         discovery = try Discovery(qmpPath: request.qmpPath, process: request.process)
         findings = discovery.findings
-        lookAtBinary(request.binary)
-        findings += Management.findings(
+        let program = ProgramSurvey(request.binary, for: discovery.facts)
+        destinationVersion = program.version
+        findings += program.findings
+        service = ServiceUnit(
             arguments: discovery.facts.commandLine, process: discovery.process.identifier,
             controlGroups: discovery.controlGroups, environment: discovery.environment,
             ignoresLibvirt: request.ignoresLibvirt)
+        findings += service.findings
         choose(request.strategy)
         var rewriter = CommandRewriter(
             facts: discovery.facts, strategy: strategy, destinationVersion: destinationVersion,
@@ -63,32 +67,6 @@ package struct ReplacementPlan {
         } catch {
             if error.kind == .usage { throw error }
             findings.append(Finding(.fail, "command line", error.description))
-        }
-    }
-
-    private mutating func lookAtBinary(_ binary: String) {
-        do throws(SystemCallError) {
-            let version = try HelpText.output(of: binary, ["-version"])
-            guard let match = version.firstMatch(of: /version (\d+)\.(\d+)\.(\d+)/), let major = Int(match.1),
-                let minor = Int(match.2), let micro = Int(match.3)
-            else {
-                findings.append(Finding(.fail, "program", "\(binary) does not say that it is QEMU"))
-                return
-            }
-            destinationVersion = QEMUVersion(major, minor, micro)
-            let machines = try HelpText.output(of: binary, ["-machine", "help"])
-            let type = discovery.facts.machineType
-            let has = machines.split(separator: "\n").contains {
-                $0.split(separator: " ").first.map(String.init) == type
-            }
-            findings.append(
-                Finding(
-                    has ? .ok : .fail, "program",
-                    has
-                        ? "\(binary), QEMU \(destinationVersion)"
-                        : "\(binary), QEMU \(destinationVersion), has no machine type \(type): take one that has it"))
-        } catch {
-            findings.append(Finding(.fail, "program", "\(binary) cannot be run: \(error)"))
         }
     }
 
@@ -164,68 +142,5 @@ package struct ReplacementPlan {
         } catch {
             findings.append(Finding(.fail, "name", "\(name.publicPath) is on the command line and not there: \(error)"))
         }
-    }
-}
-
-/// What a program prints when it is asked for help.
-enum HelpText {
-    static func output(of program: String, _ arguments: [String]) throws(SystemCallError) -> String {
-        let (ours, theirs) = try OwnedDescriptor.pipe()
-        let nothing = try OwnedDescriptor.open("/dev/null", flags: 2)
-        var output: OwnedDescriptor? = theirs
-        let child = try ChildProcess(
-            path: program, arguments: arguments, descriptors: [0: nothing, 1: theirs, 2: theirs])
-        output = nil
-        _ = output
-        return collect(child, ours, seconds: 10)
-    }
-
-    /// What a child writes until it ends or its time is over; then it is killed.
-    static func collect(_ child: ChildProcess, _ pipe: OwnedDescriptor, seconds: Int) -> String {
-        var bytes: [UInt8] = []
-        var piece = [UInt8](repeating: 0, count: 64 << 10)
-        for _ in 0..<seconds * 20 where bytes.count < 1 << 20 {
-            let hasEnded = child.wait(timeoutMilliseconds: 0) != nil
-            while let ready = try? pipe.waitUntilReady(for: 1, timeoutMilliseconds: hasEnded ? 0 : 50), ready & 1 != 0 {
-                var count = 0
-                unsafe piece.withUnsafeMutableBytes { count = (try? unsafe pipe.read(into: $0)) ?? 0 }
-                if count == 0 { break }
-                bytes += piece[..<count]
-            }
-            if hasEnded { break }
-        }
-        child.kill()
-        _ = child.wait()
-        return String(decoding: bytes, as: UTF8.self)
-    }
-}
-
-/// Who else believes to own the process.
-package enum Management {
-    package static func findings(
-        arguments: CommandLine, process: Int32, controlGroups: [String], environment: [String], ignoresLibvirt: Bool
-    ) -> [Finding] {
-        var findings: [Finding] = []
-        let words = arguments.words
-        if words.contains(where: { $0.contains("/libvirt/qemu/") || $0.contains(#""id":"masterKey0""#) }) {
-            findings.append(
-                Finding(
-                    ignoresLibvirt ? .warn : .fail, "libvirt",
-                    "libvirt started this guest and would take its end for the guest's: use its own migration"
-                        + (ignoresLibvirt ? "" : ", or say --ignore-libvirt")))
-        }
-        // systemd tells its main processes their own number (systemd.exec(5), SYSTEMD_EXEC_PID).
-        if environment.contains("SYSTEMD_EXEC_PID=\(process)"),
-            let unit = controlGroups.lazy.compactMap({ $0.split(separator: "/").last }).first(where: {
-                $0.hasSuffix(".service")
-            })
-        {
-            findings.append(
-                Finding(
-                    .fail, "systemd",
-                    "\(unit) would take the end of its main process for the guest's: start guests in a scope (systemd-run --scope)"
-                ))
-        }
-        return findings
     }
 }

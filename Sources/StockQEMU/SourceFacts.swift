@@ -77,6 +77,7 @@ package struct SourceFacts: Hashable, Sendable {
     package var sockets: [OpenSocket]
     /// What relative paths of the command line are relative to.
     package var workingDirectory: String
+    package var isRunning = true
 
     package init(
         commandLine: CommandLine, version: QEMUVersion, machineType: String, memory: [MemoryBackend],

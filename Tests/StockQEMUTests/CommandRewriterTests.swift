@@ -99,6 +99,67 @@ import Testing
         #expect(new.words.contains("socket,id=compat_monitor0,fd=5,server=on,wait=off") && new.inherited[5] == 13)
     }
 
+    @Test(
+        "a serial port's client goes over; a monitor's, one with a protocol, and any client in postcopy connect again")
+    func clients() throws {
+        func socket(_ number: Int32, _ local: String) -> OpenSocket {
+            OpenSocket(descriptor: number, isListening: false, local: local, peer: "")
+        }
+        let words = [
+            "-serial", "unix:/run/ser,server=on", "-qmp", "unix:/run/q,server=on", "-chardev",
+            "socket,id=t,host=::,port=5,server=on,telnet=on", "-chardev", "socket,id=m,path=/run/m,server=on,mux=on",
+            "-chardev", "socket,id=p,host=::1,port=44,server=on",
+        ]
+        let sockets = [
+            socket(20, "unix:/run/.sidestep-old/ser"), socket(21, "unix:/run/q"), socket(22, "tcp:[::]:5"),
+            socket(23, "unix:/run/m"), socket(24, "tcp:[::1]:44"),
+            OpenSocket(descriptor: 30, isListening: true, local: "tcp:[::]:5", peer: ""),
+            OpenSocket(descriptor: 31, isListening: true, local: "tcp:[::1]:44", peer: ""),
+        ]
+        let new = try Self.rewrite(words, sockets: sockets)
+        #expect(
+            new.clients == [
+                CharacterClient(identifier: "serial0", descriptor: 20), .init(identifier: "m-base", descriptor: 23),
+                .init(identifier: "p", descriptor: 24),
+            ])
+        #expect(new.notes.count { $0.contains("must connect again") } == 2, "\(new.notes)")
+        #expect(try Self.rewrite(words, strategy: .postcopy, sockets: sockets).clients.isEmpty)
+    }
+
+    @Test("postcopy alone starts a running guest by itself") func paused() throws {
+        for strategy in ReplacementStrategy.allCases where strategy != .cpr {
+            let new = try Self.rewrite([], strategy: strategy)
+            #expect(new.options.contains(.init("S")) == (strategy != .postcopy))
+        }
+        var facts = try Self.facts(Self.base)
+        facts.isRunning = false
+        var rewriter = CommandRewriter(
+            facts: facts, strategy: .postcopy, destinationVersion: QEMUVersion(10, 0), token: "T")
+        #expect(try rewriter.rewrite().options.contains(.init("S")))
+    }
+
+    @Test("who manages the process is seen from its arguments, its control group and its environment")
+    func managers() throws {
+        func unit(_ words: [String], _ environment: [String], group: String = "0::/system.slice/vm.service") throws
+            -> ServiceUnit
+        {
+            ServiceUnit(
+                arguments: try CommandLine(words: words), process: 7, controlGroups: [group], environment: environment,
+                ignoresLibvirt: false)
+        }
+        #expect(try unit([], ["SYSTEMD_EXEC_PID=7"]).findings.map(\.grade) == [.fail])
+        #expect(try unit([], ["SYSTEMD_EXEC_PID=6"]).findings.isEmpty, "a child of the main process")
+        #expect(try unit([], ["SYSTEMD_EXEC_PID=7"], group: "0::/machine.slice/vm.scope").findings.isEmpty)
+        let told = try unit([], ["SYSTEMD_EXEC_PID=7", "NOTIFY_SOCKET=/run/n"])
+        #expect(told.findings.map(\.grade) == [.ok] && told.notifySocket == "/run/n" && told.unit == "vm.service")
+        #expect(
+            try unit([], ["SIDESTEP_SERVICE_MAIN=vm.service"]).findings.map(\.grade) == [.fail],
+            "a successor is one too")
+        let forking = try unit(["-daemonize", "-pidfile", "/run/p"], ["SYSTEMD_EXEC_PID=6"])
+        #expect(forking.findings.map(\.grade) == [.ok])
+        #expect(try unit(["-name", "guest=/var/lib/libvirt/qemu/x"], []).findings.map(\.subject) == ["libvirt"])
+    }
+
     @Test("a stream is connected anew where QEMU can do that, and refused where it cannot") func streams() throws {
         let words = ["-netdev", "stream,id=n0,server=off,addr.type=unix,addr.path=/run/passt"]
         #expect(try Self.rewrite(words).words.contains(words[1] + ",reconnect-ms=20"))

@@ -30,7 +30,7 @@ struct QEMURequest: ParsableArguments {
         ))
     var settings: [String] = []
 
-    @Option(help: ArgumentHelp("How RAM changes process: auto, shared, postcopy or precopy.", valueName: "way"))
+    @Option(help: ArgumentHelp("How RAM changes process: auto, shared, cpr, postcopy or precopy.", valueName: "way"))
     var strategy = "auto"
 
     @Option(help: ArgumentHelp("How long the old process stays, paused, after success.", valueName: "seconds"))
@@ -56,9 +56,8 @@ struct QEMURequest: ParsableArguments {
             qmpPath: qmp, process: pid, binary: unsafe String(cString: program), guardProgram: own)
         if strategy != "auto" {
             guard let wanted = ReplacementStrategy(rawValue: strategy) else {
-                throw Refusal(.usage, "--strategy: '\(strategy)' is none of auto, shared, postcopy, precopy")
+                throw Refusal(.usage, "--strategy: '\(strategy)' is none of auto, shared, cpr, postcopy, precopy")
             }
-            if wanted == .cpr { throw Refusal("--strategy: cpr is not driven by this version; use shared or precopy") }
             request.strategy = wanted
         }
         guard (0...86_400).contains(keepSourcePaused), (1...86_400).contains(limit) else {

@@ -2,6 +2,7 @@ import ArgumentParser
 import Glibc
 import LinuxCalls
 import QMPProtocol
+import StockQEMU
 import Supervisor
 
 /// `--all`: an upgrade for each socket of a directory, a process of this tool each, a few at a time.
@@ -16,13 +17,32 @@ struct QEMUFleet {
         }
         guard (1...64).contains(parallel) else { throw Refusal(.usage, "--parallel is between 1 and 64") }
         _ = try arguments.request(qmp: nil)  // what is wrong with the rest is said once
+        let found: [String]
         do {
-            sockets = try FileNames.entries(of: directory).map { "\(directory)/\($0)" }.filter {
+            found = try FileNames.entries(of: directory).sorted().map { "\(directory)/\($0)" }.filter {
                 (try? FileNames.status(of: $0))?.type == .socket
             }
         } catch { throw Refusal(.noSuchGuest, "--all: \(error)") }
+        sockets = Self.oneForEach(found)
         self.arguments = arguments
         self.parallel = parallel
+    }
+
+    /// One socket for each process, its monitor's where several are there. A socket that nobody serves stays, to be told of.
+    private static func oneForEach(_ paths: [String]) -> [String] {
+        var chosen: [CInt: String] = [:]
+        var dead: [String] = []
+        for path in paths {
+            guard let socket = try? StreamSocket.connect(to: .unix(path: path)),
+                let process = try? StreamSocket.peerCredentials(of: socket).process
+            else {
+                dead.append(path)
+                continue
+            }
+            let isMonitor = Discovery.monitorPaths(of: process).contains(path)
+            if chosen[process] == nil || isMonitor { chosen[process] = path }
+        }
+        return (Array(chosen.values) + dead).sorted()
     }
 
     private struct Running {
@@ -42,7 +62,7 @@ struct QEMUFleet {
             for one in running where one.child.wait(timeoutMilliseconds: 0) != nil {
                 var status: Int32 = ExitStatus.hostFailure.rawValue
                 if case .exited(let value)? = one.child.wait() { status = value }
-                var result = (try? JSONValue.parse(read(one.output)))?.objectValue ?? [:]
+                var result = (try? JSONValue.parse(read(one.output)))?.objectValue ?? ["outcome": "refused"]
                 result["qmp"] = .string(one.path)
                 result["status"] = JSONValue(status)
                 results.append(.object(result))

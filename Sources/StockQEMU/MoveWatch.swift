@@ -1,0 +1,92 @@
+import LinuxCalls
+import MonitorClient
+import QMPProtocol
+
+/// Follows a move by both QEMUs' events.
+struct MoveWatch {
+    private let source: QMPConnection
+    private let sourceProcess: OwnedDescriptor
+    private let destination: QMPConnection
+    private let destinationProcess: OwnedDescriptor
+    private let limitSeconds: Int
+    private let deadline: Int64
+    private let progress: (String) -> Void
+    private var stop: Int64?
+    private var start: Int64?
+    private var isSent = false
+    private var isLoaded = false
+
+    init(
+        source: QMPConnection, sourceProcess: OwnedDescriptor, destination: QMPConnection,
+        destinationProcess: OwnedDescriptor, limitSeconds: Int, progress: @escaping (String) -> Void
+    ) {
+        self.source = source
+        self.sourceProcess = sourceProcess
+        self.destination = destination
+        self.destinationProcess = destinationProcess
+        self.limitSeconds = limitSeconds
+        self.progress = progress
+        deadline = monotonicNanoseconds() + Int64(limitSeconds) * 1_000_000_000
+    }
+
+    /// Waits until both ends say that all has arrived.
+    mutating func awaitCompletion() throws {
+        var told = monotonicNanoseconds()
+        while true {
+            while let event = try source.nextEvent(timeoutMilliseconds: 0) { try noteSource(event) }
+            while let event = try destination.nextEvent(timeoutMilliseconds: 0) { try noteDestination(event) }
+            if isSent && isLoaded { return }
+            if Rescue.hasEnded(destinationProcess) {
+                throw UpgradeFailure(.rolledBack, "the new process ended during the move")
+            }
+            if Rescue.hasEnded(sourceProcess) { throw UpgradeFailure(.lost, "the old process ended during the move") }
+            guard monotonicNanoseconds() < deadline else {
+                throw UpgradeFailure(
+                    .rolledBack, "the move did not end within its limit of \(limitSeconds) s (--limit)")
+            }
+            Readiness.awaitAny(
+                [source.socket, destination.socket, destinationProcess, sourceProcess], timeoutMilliseconds: 250)
+            if monotonicNanoseconds() > told + 1_000_000_000 {
+                told = monotonicNanoseconds()
+                tellProgress()
+            }
+        }
+    }
+
+    private func tellProgress() {
+        guard let answer = try? source.run("query-migrate", timeoutMilliseconds: 1000),
+            let left = answer["ram"]?["remaining"]?.integerValue, let total = answer["ram"]?["total"]?.integerValue
+        else { return }
+        let rounds = answer["ram"]?["dirty-sync-count"]?.integerValue ?? 0
+        progress("  \(left >> 20) of \(total >> 20) MiB left, round \(rounds)")
+    }
+
+    private mutating func noteSource(_ event: QMPEvent) throws {
+        if event.name == "STOP" { stop = event.microseconds }
+        guard event.name == "MIGRATION" else { return }
+        let status = event.data?["status"]?.stringValue ?? ""
+        if status == "completed" { isSent = true }
+        if ["failed", "cancelled", "postcopy-paused"].contains(status) {
+            let reason = (try? source.run("query-migrate"))?["error-desc"]?.stringValue
+            throw UpgradeFailure(.rolledBack, "QEMU gave the move up (\(status)\(reason.map { ": \($0)" } ?? ""))")
+        }
+    }
+
+    private mutating func noteDestination(_ event: QMPEvent) throws {
+        if event.name == "RESUME" { start = event.microseconds }
+        guard event.name == "MIGRATION" else { return }
+        let status = event.data?["status"]?.stringValue ?? ""
+        if status == "completed" { isLoaded = true }
+        if status == "failed" { throw UpgradeFailure(.rolledBack, "the new process refused the guest's state") }
+    }
+
+    /// From the source's stop to the destination's start; both stamp their events by the host's clock.
+    mutating func pauseMicroseconds() throws -> Int64 {
+        while stop == nil, let event = try source.nextEvent(timeoutMilliseconds: 1000) { try? noteSource(event) }
+        while start == nil, let event = try destination.nextEvent(timeoutMilliseconds: 1000) {
+            try? noteDestination(event)
+        }
+        guard let start, let stop else { return 0 }
+        return start - stop
+    }
+}

@@ -1,0 +1,50 @@
+package import LinuxCalls
+
+/// Names that change places between the two processes.
+package struct MovingNames: Hashable, Sendable {
+    package struct Entry: Hashable, Sendable {
+        package var publicPath: String
+        package var privatePath: String
+        /// Of the file under the public path before anything happened.
+        package var inode: UInt64
+    }
+
+    package var entries: [Entry] = []
+    package var directories: [String] = []
+
+    package func makeDirectories() throws(SystemCallError) {
+        for directory in directories { try FileNames.makeDirectory(directory) }
+    }
+
+    /// Gives the new process the names; all or none.
+    package func exchange() throws(UpgradeFailure) {
+        for (index, entry) in entries.enumerated() {
+            do throws(SystemCallError) {
+                guard try FileNames.status(of: entry.publicPath).inode == entry.inode else {
+                    throw SystemCallError("stat", .fileExists, subject: "\(entry.publicPath) is another file now")
+                }
+                try FileNames.copyAccess(of: entry.publicPath, to: entry.privatePath)
+                try FileNames.exchange(entry.publicPath, entry.privatePath)
+            } catch {
+                MovingNames(entries: Array(entries[..<index])).exchangeBack()
+                throw UpgradeFailure(.rolledBack, "names could not be given to the new process: \(error)")
+            }
+        }
+    }
+
+    /// Undoes ``exchange()`` where it was done.
+    package func exchangeBack() {
+        for entry in entries where (try? FileNames.status(of: entry.privatePath).inode) == entry.inode {
+            try? FileNames.exchange(entry.publicPath, entry.privatePath)
+        }
+    }
+
+    /// Removes the private names: the new process's after a failure, the old one's after success.
+    package func removePrivate() {
+        for entry in entries { FileNames.remove(entry.privatePath) }
+        for directory in directories {
+            for name in MoveChannel.files { FileNames.remove("\(directory)/\(name)") }
+            FileNames.removeDirectory(directory)
+        }
+    }
+}

@@ -1,0 +1,148 @@
+import LinuxCalls
+import MonitorClient
+import QMPProtocol
+
+extension Replacement {
+    /// The name of the migration's socket in both monitors.
+    static let descriptorName = "sidestep-move"
+
+    private var capabilities: [String] {
+        switch plan.strategy {
+        case .shared: ["events", "return-path", "x-ignore-shared"]
+        case .postcopy: ["events", "return-path", "postcopy-ram", "release-ram"]
+        case .precopy, .cpr: ["events", "return-path"]
+        }
+    }
+
+    private func prepareSource() throws {
+        try Rescue.setCapabilities(capabilities, on: rescue.source)
+        // What is not shared is little, and goes while the guest runs.
+        let downtime: Int64 = plan.strategy.keepsPages ? 20 : 300
+        _ = try rescue.source.run(
+            "migrate-set-parameters",
+            [
+                "max-bandwidth": plan.strategy == .postcopy ? 16_000_000 : 1_000_000_000_000,
+                "downtime-limit": JSONValue(downtime),
+            ])
+    }
+
+    /// `cpr-transfer` begins before the new process answers: it waits for descriptors first. The guest runs on until the new
+    /// process says where the rest is to come.
+    func beginDescriptors(_ process: ChildProcess) throws {
+        try prepareSource()
+        _ = try rescue.source.run("migrate-set-parameters", ["mode": "cpr-transfer"])
+        for attempt in 1...3000 {
+            if Rescue.hasEnded(process.processDescriptor) {
+                throw UpgradeFailure(.rolledBack, "the new process ended before it was ready")
+            }
+            guard (try? FileNames.status(of: channel.descriptors)) != nil else {
+                ProcessSignal.sleep(milliseconds: 10)
+                continue
+            }
+            do throws(QMPConnection.Failure) {
+                _ = try rescue.source.run("migrate", ["channels": channel.outgoing])
+                return
+            } catch {
+                // Bound, and listening an instant later.
+                guard attempt < 3000, error.description.contains("refused") else { throw error }
+            }
+            ProcessSignal.sleep(milliseconds: 1)
+        }
+        throw UpgradeFailure(.rolledBack, "the new process does not take the old one's descriptors")
+    }
+
+    /// Answers the pause in microseconds.
+    func move() throws -> Int64 {
+        guard let destination = rescue.destination, let destinationProcess = rescue.destinationProcess else { return 0 }
+        let source = rescue.source
+        progress("moving the guest (\(plan.strategy.rawValue))")
+        if plan.strategy != .cpr { try prepareSource() }
+        // A new process that is to run the guest touches no disk before it is told to; one that is to hold it paused locks them.
+        let isLate = rescue.wasRunning && plan.strategy != .postcopy
+        try Rescue.setCapabilities(
+            capabilities.filter { $0 != "release-ram" } + (isLate ? ["late-block-activate"] : []), on: destination)
+        let clients = try prepareClients(destination)
+        var watch = MoveWatch(
+            source: source, sourceProcess: rescue.sourceProcess, destination: destination,
+            destinationProcess: destinationProcess, limitSeconds: request.limitSeconds, progress: progress)
+        if plan.strategy == .cpr {
+            UpgradeStep.prepared.reached()
+            try command(destination, "migrate-incoming", ["uri": .string("unix:\(channel.main)")])
+        } else {
+            let (near, far) = try StreamSocket.pair()
+            _ = try source.run("getfd", ["fdname": .string(Self.descriptorName)], descriptors: [near])
+            _ = try destination.run("getfd", ["fdname": .string(Self.descriptorName)], descriptors: [far])
+            UpgradeStep.prepared.reached()
+            try command(destination, "migrate-incoming", ["uri": .string("fd:\(Self.descriptorName)")])
+            // Once the new process runs there is no way back, for the names either: with postcopy it has them before.
+            if plan.strategy == .postcopy {
+                try rescue.names.exchange()
+                UpgradeStep.renamed.reached()
+            }
+            try command(source, "migrate", ["uri": .string("fd:\(Self.descriptorName)")])
+            // At once: what is sent before it begins is not freed.
+            if plan.strategy == .postcopy { try command(source, "migrate-start-postcopy") }
+        }
+        UpgradeStep.moving.reached()
+        if plan.strategy == .postcopy {
+            try watch.awaitCompletion()
+            UpgradeStep.running.reached()
+            return rescue.wasRunning ? (try? watch.pauseMicroseconds()) ?? 0 : 0
+        }
+        try watch.awaitCompletion()
+        UpgradeStep.moved.reached()
+        try rescue.names.exchange()
+        UpgradeStep.renamed.reached()
+        handOver(clients, to: destination)
+        UpgradeStep.handed.reached()
+        guard rescue.wasRunning else { return 0 }
+        try command(destination, "cont")
+        let pause = (try? watch.pauseMicroseconds()) ?? 0
+        UpgradeStep.running.reached()
+        return pause
+    }
+
+    /// Runs a command that belongs to the move: its limit is the move's.
+    private func command(_ monitor: QMPConnection, _ name: String, _ arguments: JSONObject = [:]) throws {
+        do throws(QMPConnection.Failure) {
+            _ = try monitor.run(name, arguments, timeoutMilliseconds: Int64(request.limitSeconds) * 1000)
+        } catch {
+            if case .timedOut = error {
+                throw UpgradeFailure(
+                    .rolledBack,
+                    "the move did not end within its limit of \(request.limitSeconds) s (--limit): \(name) is not answered"
+                )
+            }
+            throw UpgradeFailure(.rolledBack, "\(name): \(error)")
+        }
+    }
+
+    // MARK: Clients
+
+    /// Gives the new process the connections of the guest's clients, to have at hand.
+    private func prepareClients(_ destination: QMPConnection) throws -> [CharacterClient] {
+        for client in plan.newCommandLine.clients {
+            let socket = try discovery.process.take(client.descriptor, from: discovery.processDescriptor)
+            _ = try destination.run("getfd", ["fdname": .string(client.descriptorName)], descriptors: [socket])
+        }
+        return plan.newCommandLine.clients
+    }
+
+    /// Both processes have the connections now, and only one may read from them: the old one is stopped for good.
+    private func handOver(_ clients: [CharacterClient], to destination: QMPConnection) {
+        if clients.isEmpty { return }
+        ProcessSignal.stop(rescue.sourceProcess)
+        // The signal takes effect when its threads next enter the kernel's gate; a moment.
+        for _ in 0..<1000 {
+            if (try? discovery.process.state()) == "T" { break }
+            ProcessSignal.yield()
+        }
+        for client in clients {
+            do {
+                _ = try destination.run(
+                    "add_client",
+                    ["protocol": .string(client.identifier), "fdname": .string(client.descriptorName)])
+            } catch { notes.append("\(client.identifier): its client must connect again: \(error)") }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+import Glibc
+import LinuxCalls
+
+/// How far an upgrade has come.
+package enum UpgradeStep: String, Hashable, Sendable, CaseIterable {
+    /// The guard is started and knows the old process.
+    case guarded
+    /// Private directories are there.
+    case named
+    /// The new process is started.
+    case started
+    /// The new process is complete and answers.
+    case ready
+    /// Both know how to move.
+    case prepared
+    /// The old process was told to move.
+    case moving
+    /// The guest stands still, and all of it is in both processes.
+    case moved
+    /// The new process has the names.
+    case renamed
+    /// The new process has the clients' connections.
+    case handed
+    /// The new process was told to run the guest.
+    case running
+    /// The old process is gone.
+    case ended
+
+    /// For tests: stops this process (SIGSTOP) at the step that `SIDESTEP_QEMU_FAULT` names, so that they can do their worst.
+    func reached() {
+        if let value = unsafe getenv("SIDESTEP_QEMU_FAULT"), unsafe String(validatingCString: value) == rawValue {
+            ProcessSignal.stopSelf()
+        }
+    }
+}
