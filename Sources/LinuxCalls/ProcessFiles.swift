@@ -20,6 +20,8 @@ package struct ProcessFiles: Sendable {
         package let isShared: Bool
         /// Offset in the file, in bytes.
         package let offset: UInt64
+        /// As `st_dev` has it.
+        package let device: UInt64
         package let inode: UInt64
     }
 
@@ -102,12 +104,19 @@ package struct ProcessFiles: Sendable {
             let fields = line.split(separator: " ", omittingEmptySubsequences: true)
             guard fields.count >= 5 else { return nil }
             let ends = fields[0].split(separator: "-").compactMap { UInt64($0, radix: 16) }
-            guard ends.count == 2, ends[0] < ends[1], let offset = UInt64(fields[2], radix: 16),
+            let device = fields[3].split(separator: ":").compactMap { UInt64($0, radix: 16) }
+            guard ends.count == 2, ends[0] < ends[1], let offset = UInt64(fields[2], radix: 16), device.count == 2,
                 let inode = UInt64(fields[4])
             else { return nil }
             return Mapping(
-                addresses: ends[0]..<ends[1], isShared: fields[1].hasSuffix("s"), offset: offset, inode: inode)
+                addresses: ends[0]..<ends[1], isShared: fields[1].hasSuffix("s"), offset: offset,
+                device: Self.device(major: device[0], minor: device[1]), inode: inode)
         }
+    }
+
+    /// The number that stat(2) gives a device. Source: makedev(3).
+    private static func device(major: UInt64, minor: UInt64) -> UInt64 {
+        (major & 0xffff_f000) << 32 | (major & 0xfff) << 8 | (minor & 0xffff_ff00) << 12 | minor & 0xff
     }
 
     /// A descriptor of our own for an open file of the process. Where the kernel does not let us take it (ptrace(2), access

@@ -42,11 +42,16 @@ package enum StreamSocket {
     }
 
     /// Connects, waiting until it is established.
-    package static func connect(to address: SocketAddress) throws(SystemCallError) -> OwnedDescriptor {
+    /// - Parameter waits: Without, a unix listener whose queue is full is an error (`EAGAIN`).
+    package static func connect(to address: SocketAddress, waits: Bool = true) throws(SystemCallError)
+        -> OwnedDescriptor
+    {
         try unsafe withResolved(address, forListening: false) { (socket, pointer, length) throws(SystemCallError) in
+            if !waits { try socket.setNonBlocking(true) }
             _ = try retrying("connect", subject: "\(address)") {
                 unsafe Glibc.connect(socket.rawValue, pointer, length)
             }
+            if !waits { try socket.setNonBlocking(false) }
             return socket
         }
     }

@@ -57,9 +57,10 @@ package final class QMPConnection {
     }
 
     /// Connects to a unix socket.
-    package convenience init(path: String, timeoutMilliseconds: Int64 = 5000) throws(Failure) {
+    /// - Parameter waits: Whether to wait for a place in its queue, for as long as it takes.
+    package convenience init(path: String, timeoutMilliseconds: Int64 = 5000, waits: Bool = true) throws(Failure) {
         let socket: OwnedDescriptor
-        do { socket = try StreamSocket.connect(to: .unix(path: path)) } catch { throw .system(error) }
+        do { socket = try StreamSocket.connect(to: .unix(path: path), waits: waits) } catch { throw .system(error) }
         try self.init(socket, timeoutMilliseconds: timeoutMilliseconds)
     }
 

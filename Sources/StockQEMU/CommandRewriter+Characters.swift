@@ -88,6 +88,7 @@ extension CommandRewriter {
 
     /// Whether an address is the one a server socket was given.
     private func isLocal(_ address: String, to text: OptionText) -> Bool {
+        if let given = given(text, isListening: true) { return !given.local.isEmpty && address == given.local }
         guard let path = text["path"] else {
             return address.hasPrefix("tcp:") && address.hasSuffix(":\(text["port"] ?? "")")
         }
@@ -104,6 +105,7 @@ extension CommandRewriter {
     }
 
     private func connected(to text: OptionText) -> Int32? {
+        if let given = given(text, isListening: false) { return given.descriptor }
         let wanted: String
         if let path = text["path"] {
             wanted = "unix:" + (text.isOn("abstract") ? "@\(path)" : facts.absolute(path))
@@ -118,6 +120,7 @@ extension CommandRewriter {
     }
 
     private func listening(for text: OptionText) -> Int32? {
+        if let given = given(text, isListening: true) { return given.descriptor }
         if let path = text["path"] {
             return facts.sockets.first { $0.isListening && $0.local == "unix:@\(path)" }?.descriptor
         }
@@ -126,6 +129,12 @@ extension CommandRewriter {
             $0.isListening && $0.local.hasPrefix("tcp:") && $0.local.hasSuffix(":\(port)")
         }
         return found.count == 1 ? found[0].descriptor : nil
+    }
+
+    /// The socket that `fd=` names, as an earlier upgrade has it; a name from `-add-fd` or `getfd` is none.
+    private func given(_ text: OptionText, isListening: Bool) -> OpenSocket? {
+        guard let number = text["fd"].flatMap({ Int32($0) }) else { return nil }
+        return facts.sockets.first { $0.descriptor == number && $0.isListening == isListening }
     }
 
     /// Standard input and output of the old process become the new one's.

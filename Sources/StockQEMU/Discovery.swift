@@ -40,8 +40,12 @@ package struct Discovery {
         var identifier = identifier
         if let qmpPath {
             let socket: OwnedDescriptor
-            do { socket = try StreamSocket.connect(to: .unix(path: qmpPath)) } catch {
-                throw UpgradeFailure(.noSuchGuest, "\(qmpPath): \(error)")
+            do { socket = try StreamSocket.connect(to: .unix(path: qmpPath), waits: false) } catch {
+                guard error.errno == .wouldBlock else { throw UpgradeFailure(.noSuchGuest, "\(qmpPath): \(error)") }
+                throw UpgradeFailure(
+                    .refused,
+                    "\(qmpPath): another client is attached and more are waiting: detach them, or name the process with --pid "
+                        + "if it has a second monitor")
             }
             if identifier == nil { identifier = (try? StreamSocket.peerCredentials(of: socket))?.process }
             monitor = try? QMPConnection(socket, timeoutMilliseconds: 2000)
@@ -76,7 +80,7 @@ package struct Discovery {
             workingDirectory: directory)
         if monitor == nil {
             for path in Self.monitorPaths(facts) where path != qmpPath {
-                monitor = try? QMPConnection(path: path, timeoutMilliseconds: 2000)
+                monitor = try? QMPConnection(path: path, timeoutMilliseconds: 2000, waits: false)
                 if monitor != nil { break }
             }
         }
@@ -204,7 +208,9 @@ package struct Discovery {
                     let mapping = mappings.first(where: { $0.addresses.contains(pointer - place.offset) && $0.isShared }
                     )
                 {
-                    let file = files.first { $0.inode == mapping.inode && UInt64($0.byteCount) >= size }
+                    let candidates = files.filter { $0.inode == mapping.inode && UInt64($0.byteCount) >= size }
+                    // Some file systems show two device numbers (btrfs, overlays).
+                    let file = candidates.first { $0.device == mapping.device } ?? candidates.first
                     if mapping.offset == 0, mapping.addresses.lowerBound == pointer - place.offset {
                         backend.descriptor = file?.number
                     }

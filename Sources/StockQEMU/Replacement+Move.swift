@@ -95,7 +95,11 @@ extension Replacement {
         UpgradeStep.renamed.reached()
         handOver(clients, to: destination)
         UpgradeStep.handed.reached()
-        guard rescue.wasRunning else { return 0 }
+        guard rescue.wasRunning else {
+            // From 10.0 on a paused guest's disks are left to whoever activates them; before, its arrival does.
+            _ = try? destination.run("blockdev-set-active", ["active": true])
+            return 0
+        }
         try command(destination, "cont")
         let pause = (try? watch.pauseMicroseconds()) ?? 0
         UpgradeStep.running.reached()

@@ -72,7 +72,10 @@ extension Replacement {
     func awaitDestination(_ process: ChildProcess) throws {
         guard let destination = rescue.destination else { return }
         let deadline = monotonicNanoseconds() + Self.startMillisecondsMax * 1_000_000
-        let answer = try destination.send("qmp_capabilities")
+        let answer: JSONValue?
+        do { answer = try destination.send("qmp_capabilities") } catch {
+            throw UpgradeFailure(.rolledBack, "the new process ended before it was ready")
+        }
         while true {
             rescue.taps.forEach { $0.keep() }
             if Rescue.hasEnded(process.processDescriptor) {

@@ -7,9 +7,9 @@ import Testing
     "Stock QEMU for other processors changes process", .serialized,
     .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
     .enabled(if: Requirement.qemu10.isMet, "\(Requirement.qemu10)"),
-    .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"))
+    .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"))
 struct OtherTargetTests {
-    @Test("riscv64 virt, 10.0 to 10.0: it ticks on, its memory holds, its RAM is not copied")
+    @Test("riscv64 virt, 10.0 to 10.0: it ticks on, on one console connection, and its RAM is not copied")
     func riscv() throws {
         let directory = try TemporaryDirectory()
         let file = "/dev/shm/sidestep-test-\(getpid())"
@@ -17,12 +17,13 @@ struct OtherTargetTests {
         let guest = try StockGuest(
             StockQEMUBuild.ten,
             [
-                "-M", "virt,memory-backend=ram", "-m", "64M", "-object",
-                "memory-backend-file,id=ram,size=64M,share=on,mem-path=\(file)", "-bios", Heartbeat.flat,
+                "-M", "virt,memory-backend=ram", "-m", "256M", "-object",
+                "memory-backend-file,id=ram,size=256M,share=on,mem-path=\(file)", "-kernel", DebianGuest.image,
+                "-initrd", DebianGuest.initramfs, "-append", "\(DebianGuest.words) quiet nomod load=memory",
             ], in: directory)
         unlink(file)
         func tick() throws -> Int {
-            let line = try guest.console.output.wait(for: "tick ", seconds: 60)
+            let line = try guest.console.output.wait(for: "TICK ", seconds: 120)
             return try #require(Int(line.split(separator: " ").dropFirst().first ?? ""), "\(line)")
         }
         var last = try tick()
@@ -30,14 +31,15 @@ struct OtherTargetTests {
             let answer = try guest.upgrade(to: StockQEMUBuild.ten)
             try #require(answer.isMoved, "\(answer.errors)")
             #expect(answer.json["strategy"]?.stringValue == "shared")
-            let next = try tick()
-            // On the one connection, not a line missing.
-            #expect(next == last + 1)
-            last = next
+            // This QEMU does not set the timer anew when a guest arrives; the next interrupt has the guest do it.
+            try guest.console.type("\n")
+            for _ in 1...3 {
+                let next = try tick()
+                #expect(next == last + 1, "not a line is missing")
+                last = next
+            }
             #expect(guest.processes().map(\.identifier) == [answer.newProcess])
         }
-        try guest.console.type("p")
-        let line = try guest.console.output.wait(for: "stats", seconds: 30)
-        #expect(HeartbeatStatistics(line).bad == 0, "\(line)")
+        #expect(!guest.console.output.text.contains("MEMORY BAD"))
     }
 }

@@ -62,16 +62,17 @@ final class StockGuest {
     func processes() -> [ProcessFiles] {
         ((try? FileNames.entries(of: "/proc")) ?? []).compactMap { CInt($0) }.map { ProcessFiles($0) }.filter {
             process in
-            guard let words = try? process.commandLine(), words.first?.contains("qemu-system") == true else {
-                return false
-            }
+            guard let words = try? process.commandLine(), words.contains(where: { $0.contains("qemu-system") }),
+                words.first?.contains("sidestep") == false, words.first != "nsenter"
+            else { return false }
             return words.contains { $0.contains(directory.path) } && (try? process.state()) != "Z"
         }
     }
 
     /// The process that serves the QMP socket under its old name.
     func runner() throws -> CInt {
-        try StreamSocket.peerCredentials(of: try StreamSocket.connect(to: .unix(path: monitorPath))).process
+        try StreamSocket.peerCredentials(of: try StreamSocket.connect(to: .unix(path: monitorPath), waits: false))
+            .process
     }
 
     /// A QMP connection of the moment.
@@ -115,6 +116,11 @@ final class StockGuest {
         try? program.errors.wait(seconds: 5, what: "its end") { _ in nil as Void? }
         return Answer(
             end: end, json: (try? JSONValue.parse(program.output.text)) ?? .null, errors: program.errors.text)
+    }
+
+    /// Waits for the end of a tool that was started, and answers how it ended and what it had to say.
+    func end(_ program: RunningProgram, seconds: Double = 60) throws -> Answer {
+        try answer(program, program.waitForEnd(seconds: seconds))
     }
 
     func startTool(_ arguments: [String], environment: [String: String] = [:]) throws -> RunningProgram {
@@ -162,8 +168,14 @@ final class Console {
     private let socket: OwnedDescriptor
     let output: Transcript
 
+    /// Connects; a socket whose name is there listens an instant later.
     init(_ path: String) throws {
-        socket = try StreamSocket.connect(to: .unix(path: path))
+        var connected: OwnedDescriptor?
+        waitUntil(seconds: 10) {
+            connected = try? StreamSocket.connect(to: .unix(path: path))
+            return connected != nil
+        }
+        socket = try connected ?? StreamSocket.connect(to: .unix(path: path))
         output = try Transcript(name: "the console", reading: socket)
     }
 

@@ -62,7 +62,8 @@ struct StrategyTests {
             let other = try #require(guest.processes().map(\.identifier).first { $0 != first.newProcess })
             kill(other, SIGKILL)
             upgrade.process.signal(SIGCONT)
-            #expect(try upgrade.waitForEnd(seconds: 60) == .exited(status: 80), "\(step): \(upgrade.errors.text)")
+            let answer = try guest.end(upgrade)
+            #expect(answer.end == .exited(status: 80), "\(step): \(answer.errors)")
             #expect(try guest.console.ask("[ $x = kept ]").hasSuffix(" 0"), "\(step)")
             #expect(try guest.monitor().run("query-migrate-parameters")["mode"]?.stringValue == "normal")
             #expect(try guest.leftovers().isEmpty)
@@ -90,7 +91,8 @@ struct StrategyTests {
             } else {
                 kill(try #require(guest.processes().map(\.identifier).first { $0 != runner }), SIGKILL)
                 upgrade.process.signal(SIGCONT)
-                #expect(try upgrade.waitForEnd(seconds: 60) == .exited(status: 80), "\(upgrade.errors.text)")
+                let answer = try guest.end(upgrade)
+                #expect(answer.end == .exited(status: 80), "\(answer.errors)")
             }
             waitUntil(seconds: 10) { guest.processes().count <= 1 }
             #expect(try guest.runner() == runner)

@@ -160,6 +160,19 @@ import Testing
         #expect(try unit(["-name", "guest=/var/lib/libvirt/qemu/x"], []).findings.map(\.subject) == ["libvirt"])
     }
 
+    @Test("sockets that an earlier upgrade handed over by number are handed over again") func numbers() throws {
+        let sockets = [
+            OpenSocket(descriptor: 5, isListening: true, local: "tcp:127.0.0.1:44", peer: ""),
+            OpenSocket(descriptor: 19, isListening: false, local: "tcp:127.0.0.1:44", peer: "tcp:127.0.0.1:999"),
+            OpenSocket(descriptor: 6, isListening: false, local: "", peer: "unix:/run/peer"),
+        ]
+        let new = try Self.rewrite(
+            ["-chardev", "socket,id=t,fd=5,server=on,wait=off", "-chardev", "socket,id=c,fd=6"], sockets: sockets)
+        #expect(new.inherited[5] == 5 && new.inherited[6] == 6)
+        #expect(new.clients == [CharacterClient(identifier: "t", descriptor: 19)])
+        #expect(throws: UpgradeFailure.self) { try Self.rewrite(["-chardev", "socket,id=c,fd=7"], sockets: sockets) }
+    }
+
     @Test("a stream is connected anew where QEMU can do that, and refused where it cannot") func streams() throws {
         let words = ["-netdev", "stream,id=n0,server=off,addr.type=unix,addr.path=/run/passt"]
         #expect(try Self.rewrite(words).words.contains(words[1] + ",reconnect-ms=20"))

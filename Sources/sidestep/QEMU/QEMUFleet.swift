@@ -33,7 +33,7 @@ struct QEMUFleet {
         var chosen: [CInt: String] = [:]
         var dead: [String] = []
         for path in paths {
-            guard let socket = try? StreamSocket.connect(to: .unix(path: path)),
+            guard let socket = try? StreamSocket.connect(to: .unix(path: path), waits: false),
                 let process = try? StreamSocket.peerCredentials(of: socket).process
             else {
                 dead.append(path)
