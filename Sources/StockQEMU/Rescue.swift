@@ -49,8 +49,10 @@ package struct Rescue {
         return answer["status"]?.stringValue == "running"
     }
 
+    /// What the source says of its migration, `none` before there was one; nil when it does not answer.
     private func sourceMigration() -> String? {
-        (try? source.run("query-migrate", timeoutMilliseconds: 5000))?["status"]?.stringValue
+        guard let answer = try? source.run("query-migrate", timeoutMilliseconds: 5000) else { return nil }
+        return answer["status"]?.stringValue ?? "none"
     }
 
     /// Waits until all of the guest's memory has followed it. Nil when it had not begun to leave, and can stay.

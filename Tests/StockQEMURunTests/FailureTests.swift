@@ -61,15 +61,6 @@ struct FailureTests {
         #expect(try guest.runner() == answer.newProcess)
     }
 
-    private func successor() -> CInt? {
-        var found: CInt?
-        waitUntil(seconds: 5) {
-            found = guest.processes().map(\.identifier).first { $0 != process }
-            return found != nil
-        }
-        return found
-    }
-
     @Test("whichever dies at whichever step before the new process runs: the guest runs on, and the next attempt works")
     func deaths() throws {
         for step in Self.steps {
@@ -84,7 +75,7 @@ struct FailureTests {
         }
         for step in Self.steps where step != "guarded" && step != "named" {
             let upgrade = try guest.stoppedUpgrade(at: step, to: StockQEMUBuild.pc("7.2"))
-            let other = try #require(successor(), "\(step)")
+            let other = try #require(guest.successor(of: upgrade), "\(step)")
             kill(other, SIGKILL)
             upgrade.process.signal(SIGCONT)
             let answer = try guest.end(upgrade)
@@ -216,7 +207,7 @@ struct FailureTests {
 
     private func limit(_ binary: String) throws {
         let upgrade = try guest.stoppedUpgrade(at: "prepared", to: binary, ["--limit", "2"])
-        let other = try #require(successor())
+        let other = try #require(guest.successor(of: upgrade))
         kill(other, SIGSTOP)
         upgrade.process.signal(SIGCONT)
         let answer = try guest.end(upgrade)

@@ -142,7 +142,10 @@ struct RoundsTests {
         try guest.console.type("while [ ! -s /tmp/d ]; do sleep 1; done; cat /tmp/d\n")
         #expect(try guest.console.output.wait(for: "DOWNLOAD ", seconds: 400).contains("DOWNLOAD OK"))
         #expect(server.errors.text.split(separator: "\n").count { $0.contains("accepting connection") } == 1)
-        try guest.console.ask("md5sum -c /mnt2/from-guest.md5 || true; umount /mnt2")
+        #expect(
+            try guest.console.ask(
+                "[ \"$(md5sum </mnt2/from-guest)\" = \"$(cat /mnt2/from-guest.md5)\" ] && umount /mnt2"
+            ).hasSuffix(" 0"))
         try DebianPC.finish(guest.console)
         waitUntil(seconds: 60) { guest.processes().isEmpty }
         #expect(guest.processes().isEmpty, "the guest powers off")

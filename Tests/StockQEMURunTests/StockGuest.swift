@@ -69,6 +69,23 @@ final class StockGuest {
         }
     }
 
+    /// The new process that an upgrade has started; nil when there is none within five seconds.
+    func successor(of upgrade: RunningProgram) -> CInt? {
+        var found: CInt?
+        waitUntil(seconds: 5) {
+            found = processes().map(\.identifier).first { process in
+                let stat = (try? FileNames.contents(of: "/proc/\(process)/stat")).map {
+                    String(decoding: $0, as: UTF8.self)
+                }
+                // ") state parent", see proc_pid_stat(5).
+                let parent = stat?.split(separator: ")").last?.split(separator: " ").dropFirst().first
+                return parent.flatMap { CInt($0) } == upgrade.process.processIdentifier
+            }
+            return found != nil
+        }
+        return found
+    }
+
     /// The process that serves the QMP socket under its old name.
     func runner() throws -> CInt {
         try StreamSocket.peerCredentials(of: try StreamSocket.connect(to: .unix(path: monitorPath), waits: false))

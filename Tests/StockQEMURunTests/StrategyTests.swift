@@ -59,7 +59,7 @@ struct StrategyTests {
         #expect(first.json["reason"]?.stringValue?.contains("shared: QEMU 10.0") == true, "auto says why")
         for step in ["started", "ready", "prepared", "moved"] {
             let upgrade = try guest.stoppedUpgrade(at: step, to: ten, ["--strategy", "cpr"])
-            let other = try #require(guest.processes().map(\.identifier).first { $0 != first.newProcess })
+            let other = try #require(guest.successor(of: upgrade))
             kill(other, SIGKILL)
             upgrade.process.signal(SIGCONT)
             let answer = try guest.end(upgrade)
@@ -89,7 +89,7 @@ struct StrategyTests {
             if victim == "upgrade" {
                 upgrade.process.kill()
             } else {
-                kill(try #require(guest.processes().map(\.identifier).first { $0 != runner }), SIGKILL)
+                kill(try #require(guest.successor(of: upgrade)), SIGKILL)
                 upgrade.process.signal(SIGCONT)
                 let answer = try guest.end(upgrade)
                 #expect(answer.end == .exited(status: 80), "\(answer.errors)")
