@@ -52,7 +52,12 @@ package struct Rescue {
     /// What the source says of its migration, `none` before there was one; nil when it does not answer.
     private func sourceMigration() -> String? {
         guard let answer = try? source.run("query-migrate", timeoutMilliseconds: 5000) else { return nil }
-        return answer["status"]?.stringValue ?? "none"
+        let status = answer["status"]?.stringValue ?? "none"
+        // A process into which the guest came before says of that, for good, that it is completed.
+        guard status == "completed", let state = try? source.run("query-status", timeoutMilliseconds: 5000) else {
+            return status
+        }
+        return state["status"]?.stringValue == "postmigrate" ? status : "none"
     }
 
     /// Waits until all of the guest's memory has followed it. Nil when it had not begun to leave, and can stay.
