@@ -102,7 +102,9 @@ package struct ReplacementPlan {
         let process: UInt64 = 64 << 20
         switch strategy {
         case .shared, .cpr: return process
-        case .postcopy: return process + discovery.ramByteCount / 8
+        case .postcopy:
+            // What other processes may map is not freed as it goes (`release-ram` lets go of a process's own pages alone).
+            return discovery.facts.memory.reduce(process) { $0 + ($1.isShared ? $1.byteCount : $1.byteCount / 8) }
         case .precopy: return process + discovery.ramByteCount
         }
     }
