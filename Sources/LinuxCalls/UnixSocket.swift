@@ -41,6 +41,13 @@ package enum StreamSocket {
         return (OwnedDescriptor(adopting: ends[0]), OwnedDescriptor(adopting: ends[1]))
     }
 
+    /// Both ends are on this host (`AF_UNIX`). The corresponding option is `SO_DOMAIN`.
+    package static func isLocal(_ socket: OwnedDescriptor) -> Bool {
+        var domain: CInt = 0
+        var size = socklen_t(MemoryLayout<CInt>.size)
+        return unsafe getsockopt(socket.rawValue, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX
+    }
+
     /// Connects, waiting until it is established.
     /// - Parameter waits: Without, a unix listener whose queue is full is an error (`EAGAIN`).
     package static func connect(to address: SocketAddress, waits: Bool = true) throws(SystemCallError)

@@ -15,6 +15,8 @@ package struct DestinationMachine: Hashable, Sendable {
         case postcopyRunning
         /// The same, with the channel lost.
         case postcopyPaused
+        /// There is another channel, and the source asks what is here.
+        case postcopyRecovering
         /// The stream has ended, everything was judged complete, the guest may be claimed.
         case loaded
         case finished(MigrationOutcome)
@@ -36,7 +38,12 @@ package struct DestinationMachine: Hashable, Sendable {
         /// The source took the guest back.
         case withdrawn
         case channelLost
+        /// There is a new channel for a postcopy.
+        case recoveryBegun
+        /// POSTCOPY_RESUME.
         case recovered
+        /// Nobody will bring the pages that are missing: the guest ends with this process.
+        case gaveUp
         case failed
         case cancelRequested
     }
@@ -65,11 +72,11 @@ package struct DestinationMachine: Hashable, Sendable {
     package mutating func handle(_ event: Event) -> Action {
         switch state {
         case .finished: return .ignore
-        case .postcopyRunning, .postcopyPaused: return handlePostcopy(event)
+        case .postcopyRunning, .postcopyPaused, .postcopyRecovering: return handlePostcopy(event)
         default: break
         }
         switch event {
-        case .failed, .channelLost, .cancelRequested, .withdrawn:
+        case .failed, .channelLost, .cancelRequested, .withdrawn, .gaveUp:
             return enter(.finished(.guestStayed), .abandon)
         default: break
         }
@@ -85,7 +92,7 @@ package struct DestinationMachine: Hashable, Sendable {
         case (.listening, .postcopyRun): return enter(.postcopyRunning, .claimGuestEarly)
         case (.loading, .endOfStream), (.advised, .endOfStream): return enter(.loaded, .claimGuest)
         case (.loaded, .claimed): return enter(.finished(.guestMoved), .complete)
-        case (_, .claimed), (_, .recovered): preconditionFailure("\(event) in \(state)")  // our own driver's order
+        case (_, .claimed), (_, .recoveryBegun): preconditionFailure("\(event) in \(state)")  // our own driver's order
         default: return .refuse
         }
     }
@@ -97,7 +104,9 @@ package struct DestinationMachine: Hashable, Sendable {
         case (.endOfStream, .postcopyRunning): return enter(.finished(.guestMoved), .complete)
         case (.withdrawn, _): return enter(.finished(.guestStayed), .abandon)
         case (.channelLost, _), (.failed, _): return enter(.postcopyPaused, .waitForRecovery)
-        case (.recovered, .postcopyPaused): return enter(.postcopyRunning, .proceed)
+        case (.recoveryBegun, .postcopyPaused): return enter(.postcopyRecovering, .proceed)
+        case (.recovered, .postcopyRecovering): return enter(.postcopyRunning, .proceed)
+        case (.gaveUp, _): return enter(.finished(.undecided), .abandon)
         case (.cancelRequested, _): return .ignore
         default: return .refuse
         }
@@ -112,7 +121,7 @@ package struct DestinationMachine: Hashable, Sendable {
         switch state {
         case .awaitingHeader, .awaitingConfiguration: .setup
         case .loading, .advised, .discarding, .listening: .switchover
-        case .postcopyRunning, .postcopyPaused: .postcopy
+        case .postcopyRunning, .postcopyPaused, .postcopyRecovering: .postcopy
         case .loaded: .commit
         case .finished: .finished
         }

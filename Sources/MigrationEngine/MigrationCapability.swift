@@ -8,6 +8,8 @@ package enum MigrationCapability: String, Hashable, Sendable, CaseIterable {
     /// Free pages at the source once they were sent.
     case releaseRAM = "release-ram"
     case returnPath = "return-path"
+    /// Send what has changed in a page since it was last sent.
+    case xbzrle
     case pauseBeforeSwitchover = "pause-before-switchover"
     case multifd
     case lateBlockActivate = "late-block-activate"
@@ -23,7 +25,7 @@ package enum MigrationCapability: String, Hashable, Sendable, CaseIterable {
     /// The engine does this; the others are known by name and refused.
     package var isImplemented: Bool {
         switch self {
-        case .postcopyRAM, .switchoverAck: false
+        case .switchoverAck: false
         default: true
         }
     }
@@ -55,6 +57,8 @@ package enum MigrationCapability: String, Hashable, Sendable, CaseIterable {
         case .multifd: [.postcopyRAM, .unixPageFlipping]
         case .mappedRAM: [.postcopyRAM, .unixPageFlipping, .ignoreShared, .returnPath, .releaseRAM]
         case .ignoreShared: [.unixPageFlipping]
+        // Pages that go beside the stream go whole.
+        case .xbzrle: [.multifd, .mappedRAM, .unixPageFlipping]
         default: []
         }
     }

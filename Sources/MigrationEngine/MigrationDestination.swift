@@ -1,5 +1,5 @@
 import ComponentState
-import GuestMemory
+package import GuestMemory
 import MigrationStream
 import Synchronization
 
@@ -10,6 +10,12 @@ import Synchronization
 package final class MigrationDestination: Sendable {
     struct Orders: Sendable {
         var isCancelled = false
+        /// The guest runs here, or is about to: there is nothing to give up any more.
+        var isCommitted = false
+        /// A channel to go on over after a postcopy's own was lost.
+        var recovery: (any MigrationTransport)?
+        /// The process ends, whatever is still missing.
+        var isAbandoned = false
         var transport: any MigrationTransport
     }
 
@@ -17,6 +23,7 @@ package final class MigrationDestination: Sendable {
     let configuration: MigrationConfiguration
     let hooks: (any DestinationRAMHooks)?
     let ownership: (any GuestOwnership)?
+    let faults: UserFaultOpener
     let orders: Gate<Orders>
     private let current = Mutex(MigrationProgress())
     private let observer: (@Sendable (MigrationProgress) -> Void)?
@@ -24,13 +31,16 @@ package final class MigrationDestination: Sendable {
     /// - Parameters:
     ///   - hooks: How the channel takes part in receiving RAM; nil takes everything from the stream.
     ///   - ownership: Who runs the guest, when both ends share memory.
+    ///   - faults: Where a postcopy gets this process's page faults from.
     ///   - observer: Called on the migration's thread at each change of status.
     package init(
         guest: any MigratableGuest, transport: any MigrationTransport,
         configuration: MigrationConfiguration = MigrationConfiguration(), hooks: (any DestinationRAMHooks)? = nil,
-        ownership: (any GuestOwnership)? = nil, observer: (@Sendable (MigrationProgress) -> Void)? = nil
+        ownership: (any GuestOwnership)? = nil, faults: UserFaultOpener = .kernel,
+        observer: (@Sendable (MigrationProgress) -> Void)? = nil
     ) {
         self.guest = guest
+        self.faults = faults
         self.configuration = configuration
         self.hooks = hooks
         self.ownership = ownership
@@ -47,7 +57,23 @@ package final class MigrationDestination: Sendable {
     /// Gives up, if the guest does not run here yet.
     package func cancel() {
         orders.update { orders in
+            guard !orders.isCommitted else { return }
             orders.isCancelled = true
+            orders.transport.interrupt()
+        }
+    }
+
+    /// Breaks the channel of a postcopy off, so that it can be recovered over another.
+    package func breakChannel() { orders.read { $0.transport }.close() }
+
+    /// Goes on over another channel, when the postcopy's own is lost.
+    package func recover(over transport: any MigrationTransport) { orders.update { $0.recovery = transport } }
+
+    /// Ends at once. A guest that runs here with pages missing ends with it: whoever waits for a page sleeps until the
+    /// process is gone.
+    package func abandon() {
+        orders.update { orders in
+            orders.isAbandoned = true
             orders.transport.interrupt()
         }
     }
@@ -72,8 +98,12 @@ final class DestinationDriver {
     let receiver: RAMReceiver
     var register: SectionRegister
     let globalState: GlobalState
-    private var failure: MigrationError?
-    private var loadNanoseconds: UInt64 = 0
+    var failure: MigrationError?
+    var loadNanoseconds: UInt64 = 0
+    /// Once a postcopy was announced.
+    var missing: MissingPages?
+    var returnPath: ReturnPathWriter?
+    var postcopy: (memory: PostcopyMemory, pages: PostcopyReceiver)?
 
     init(_ owner: MigrationDestination) {
         self.owner = owner
@@ -84,7 +114,8 @@ final class DestinationDriver {
             limits: configuration.limits, configurationIsOptional: configuration.configurationIsOptional,
             hasFooters: configuration.hasFooters)
         receiver = RAMReceiver(guest: owner.guest, configuration: configuration, hooks: owner.hooks)
-        machine = DestinationMachine(allowsPostcopy: configuration.has(.postcopyRAM))
+        // Capabilities are the source's to choose where the stream announces what follows, as here.
+        machine = DestinationMachine(allowsPostcopy: true)
         var components = owner.guest.components
         if let own = components.first(where: { $0 is GlobalState }) as? GlobalState {
             globalState = own
@@ -113,7 +144,8 @@ final class DestinationDriver {
         input.transport.close()
         owner.hooks?.end()
         owner.report { progress in
-            progress.ram = receiver.progress
+            progress.ram = postcopy?.pages.progress ?? receiver.progress
+            progress.ram.postcopyRequests = postcopy?.memory.requestCount ?? 0
             progress.ram.transferredByteCount = input.receivedByteCount
             progress.outcome = outcome
             progress.error = failure
@@ -129,7 +161,7 @@ final class DestinationDriver {
         if failure == nil { failure = error }
         let event: DestinationMachine.Event =
             switch error.code {
-            case .cancelled: .cancelRequested
+            case .cancelled: owner.orders.read { $0.isAbandoned } ? .gaveUp : .cancelRequested
             case .channelClosed, .channelFailed, .timedOut: .channelLost
             default: .failed
             }
@@ -143,7 +175,7 @@ final class DestinationDriver {
     }
 
     private func checkOrders() throws(MigrationError) {
-        if owner.orders.read({ $0.isCancelled }) {
+        if owner.orders.read({ $0.isCancelled || $0.isAbandoned }) {
             throw MigrationError(.cancelled, in: machine.phase, "cancelled")
         }
     }
@@ -164,6 +196,7 @@ final class DestinationDriver {
                 try judge(received)
                 owner.report { $0.status = .active }
             case .section(let header): try receiveSection(header)
+            case .command(.packaged(let byteCount)): return try receivePostcopy(packageByteCount: byteCount)
             case .command(let command): try obey(command)
             case .endOfStream:
                 if try advance(.endOfStream, "the end") == .claimGuest {
@@ -190,7 +223,7 @@ final class DestinationDriver {
     }
 
     @discardableResult
-    private func advance(_ event: DestinationMachine.Event, _ what: String) throws(MigrationError)
+    func advance(_ event: DestinationMachine.Event, _ what: String) throws(MigrationError)
         -> DestinationMachine.Action
     {
         let action = machine.handle(event)
@@ -316,10 +349,11 @@ final class DestinationDriver {
         case .postcopyAdvise(let advice):
             try advance(.postcopyAdvise, "POSTCOPY_ADVISE")
             try judgeAdvice(advice)
-        case .postcopyDiscard: try advance(.postcopyDiscard, "POSTCOPY_RAM_DISCARD")
-        case .postcopyListen: try advance(.postcopyListen, "POSTCOPY_LISTEN")
-        case .postcopyRun: try advance(.postcopyRun, "POSTCOPY_RUN")
-        case .packaged, .postcopyResume, .receivedBitmap, .enableColo:
+            if advice != nil { try preparePostcopy() }
+        case .postcopyDiscard(let block, let ranges):
+            try advance(.postcopyDiscard, "POSTCOPY_RAM_DISCARD")
+            try discard(block, ranges)
+        case .packaged, .postcopyListen, .postcopyRun, .postcopyResume, .receivedBitmap, .enableColo:
             throw MigrationError(.streamMalformed, in: machine.phase, "command \(command.number) may not come here")
         }
     }

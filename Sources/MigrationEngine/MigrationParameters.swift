@@ -10,6 +10,7 @@ package struct MigrationParameters: Hashable, Sendable {
         case cpuThrottleIncrement = "cpu-throttle-increment"
         case maxCPUThrottle = "max-cpu-throttle"
         case multifdChannels = "multifd-channels"
+        case xbzrleCacheSize = "xbzrle-cache-size"
         case roundLimit = "x-round-limit"
         case stallLimit = "x-stall-limit"
     }
@@ -28,6 +29,8 @@ package struct MigrationParameters: Hashable, Sendable {
     package var cpuThrottleIncrementPercent: UInt64 = 10
     package var maxCPUThrottlePercent: UInt64 = 99
     package var multifdChannels: UInt64 = 2
+    /// Memory to remember pages in that were sent; a power of two.
+    package var xbzrleCacheByteCount: UInt64 = 64 << 20
     /// Rounds after which the guest is stopped whatever is left; 0 goes on until it converges.
     package var roundLimit: UInt64 = 0
     /// How long the other end may do nothing at all before it is given up; 0 waits for ever.
@@ -51,6 +54,7 @@ package struct MigrationParameters: Hashable, Sendable {
         case .cpuThrottleIncrement: \.cpuThrottleIncrementPercent
         case .maxCPUThrottle: \.maxCPUThrottlePercent
         case .multifdChannels: \.multifdChannels
+        case .xbzrleCacheSize: \.xbzrleCacheByteCount
         case .roundLimit: \.roundLimit
         case .stallLimit: \.stallLimitMilliseconds
         }
@@ -64,6 +68,7 @@ package struct MigrationParameters: Hashable, Sendable {
         case .throttleTriggerThreshold: 1...100
         case .cpuThrottleInitial, .cpuThrottleIncrement, .maxCPUThrottle: 1...99
         case .multifdChannels: 1...255
+        case .xbzrleCacheSize: 4096...(1 << 40)
         case .roundLimit: 0...1_000_000
         case .stallLimit: 0...86_400_000
         }
@@ -76,6 +81,11 @@ package struct MigrationParameters: Hashable, Sendable {
             throw MigrationError(
                 .invalidConfiguration, in: .setup,
                 "\(key.rawValue) must be between \(range.lowerBound) and \(range.upperBound), not \(self[key])")
+        }
+        if xbzrleCacheByteCount.nonzeroBitCount != 1 {
+            throw MigrationError(
+                .invalidConfiguration, in: .setup,
+                "xbzrle-cache-size expects a power of two no less than the target page size")
         }
         if maxCPUThrottlePercent < cpuThrottleInitialPercent {
             throw MigrationError(

@@ -7,8 +7,24 @@ package struct MigrationProgress: Sendable {
     package var expectedDowntimeMilliseconds: UInt64?
     package var error: MigrationError?
     package var outcome: MigrationOutcome?
+    /// Source, in a postcopy: the destination has taken the guest; what is here is older.
+    package var hasLeft = false
     /// Things worth saying once, as that vmsplice was refused.
     package var notices: [String] = []
+
+    package init() {}
+}
+
+/// Counts of pages sent as differences, as `query-migrate` has them in `xbzrle-cache`.
+package struct XBZRLEProgress: Hashable, Sendable {
+    package var cacheByteCount: UInt64 = 0
+    /// Bytes of differences, and the pages they were of.
+    package var byteCount: UInt64 = 0
+    package var pageCount: UInt64 = 0
+    /// Pages that were to be sent as differences.
+    package var lookedAtPageCount: UInt64 = 0
+    package var missCount: UInt64 = 0
+    package var overflowCount: UInt64 = 0
 
     package init() {}
 }
@@ -32,6 +48,8 @@ package struct RAMProgress: Hashable, Sendable {
     package var downtimeByteCount: UInt64 = 0
     package var postcopyByteCount: UInt64 = 0
     package var multifdByteCount: UInt64 = 0
+    /// Nil when `xbzrle` is off.
+    package var xbzrle: XBZRLEProgress?
 
     package init() {}
 }

@@ -12,6 +12,11 @@ package final class MigrationSource: Sendable {
         /// Everything was sent to a peer that alone decides now: there is nothing to give up any more.
         var isCommitted = false
         var continues = false
+        var wantsPostcopy = false
+        /// A channel to go on over after the postcopy's own was lost.
+        var recovery: (any MigrationTransport)?
+        /// Nobody will recover a postcopy whose channel is lost.
+        var isAbandoned = false
         var transport: any MigrationTransport
     }
 
@@ -76,6 +81,23 @@ package final class MigrationSource: Sendable {
         }
     }
 
+    /// Switches over to postcopy as soon as possible, if the guest is still here; needs capability `postcopy-ram`.
+    package func startPostcopy() { orders.update { $0.wantsPostcopy = true } }
+
+    /// Breaks the channel of a postcopy off, so that it can be recovered over another.
+    package func breakChannel() { orders.read { $0.transport }.close() }
+
+    /// Goes on over another channel, when the postcopy's own is lost.
+    package func recover(over transport: any MigrationTransport) { orders.update { $0.recovery = transport } }
+
+    /// There is no channel to go on over yet; the postcopy stays paused.
+    package func recoveryFailed(_ reason: String) {
+        report { $0.error = MigrationError(.channelFailed, in: .postcopy, reason) }
+    }
+
+    /// Ends a postcopy whose channel is lost, now or when it comes to that; one that works goes on to its end.
+    package func abandon() { orders.update { $0.isAbandoned = true } }
+
     /// Lets a migration with `pause-before-switchover` go on.
     package func continueSwitchover() { orders.update { $0.continues = true } }
 
@@ -100,9 +122,10 @@ final class SourceDriver {
     private var bandwidth: BandwidthLimit
     private var wasRunning = false
     var failure: MigrationError?
-    private var pausedAt: UInt64?
+    var pausedAt: UInt64?
     var ramSectionID: UInt32 = 1
     private var pingValue: UInt32 = 1 << 16
+    var postcopy = PostcopyPieces(blocks: [])
 
     init(_ owner: MigrationSource) {
         self.owner = owner
@@ -111,16 +134,21 @@ final class SourceDriver {
         output = StreamOutput(transport: transport)
         sender = RAMSender(guest: owner.guest, configuration: configuration, hooks: owner.hooks)
         var options = SourceMachine.Options()
-        options.stopsFirst = configuration.strategy == .stopAndCopy
+        // A postcopy over a channel that gives pages away begins with it: a round before would have RAM twice.
+        options.stopsFirst =
+            configuration.strategy == .stopAndCopy
+            || (configuration.strategy == .postcopy && owner.hooks?.disposition == .givesAway)
         options.pausesBeforeSwitchover = configuration.has(.pauseBeforeSwitchover)
         options.expectsVerdict = configuration.has(.returnPath) || owner.ownership != nil
         machine = SourceMachine(options: options)
+        if configuration.strategy == .postcopy { _ = machine.handle(.postcopyRequested) }
         convergence = Convergence(
             parameters: configuration.parameters, autoConverge: configuration.has(.autoConverge))
         bandwidth = BandwidthLimit(
             bytesPerSecond: configuration.parameters.maxBandwidthBytesPerSecond, nowNanoseconds: now())
         if configuration.has(.returnPath) {
             returnPath = ReturnPathReader(transport: transport)
+            returnPath?.pageCounts = sender.pageCounts
         }
         transport.setStallLimit(milliseconds: configuration.parameters.stallLimitMilliseconds)
     }
@@ -147,8 +175,10 @@ final class SourceDriver {
                 action = attempt(then: .continued) { () throws(MigrationError) in try waitForContinue() }
             case .sendRemainder:
                 action = attempt(then: .stateSent) { () throws(MigrationError) in try sendRemainder() }
-            // A configuration with postcopy is refused before anything is sent.
-            case .sendPackage, .streamPages, .waitForRecovery: action = machine.handle(.cancelRequested)
+            case .sendPackage: action = sendPackage()
+            case .streamPages: action = streamPages()
+            case .waitForRecovery: action = waitForRecovery()
+            case .recover: action = recover()
             case .awaitVerdict: action = awaitVerdict()
             case .giveBackGuest: return end(.guestStayed, start)
             case .releaseGuest: return end(.guestMoved, start)
@@ -196,6 +226,16 @@ final class SourceDriver {
             }
         return machine.handle(event)
     }
+
+    var lastPing: UInt32 { pingValue }
+
+    func nextPing() -> UInt32 {
+        pingValue &+= 1
+        return pingValue
+    }
+
+    /// An operator asked for postcopy.
+    private var wantsPostcopy: Bool { configuration.has(.postcopyRAM) && owner.orders.read { $0.wantsPostcopy } }
 
     /// Throws when somebody wants the migration to stop.
     func checkOrders() throws(MigrationError) {
@@ -281,6 +321,7 @@ final class SourceDriver {
                 progress.ram.precopyByteCount += sent
             }
             publish()
+            if wantsPostcopy { _ = machine.handle(.postcopyRequested) }
             return machine.handle(.roundEnded(decision))
         } catch {
             return fail(error)
@@ -292,7 +333,7 @@ final class SourceDriver {
 
     /// PARTs until nothing is pending, within the bandwidth limit.
     private func sendPending() throws(MigrationError) {
-        while sender.pendingPageCount > 0 {
+        while sender.pendingPageCount > 0, !wantsPostcopy {
             let start = now()
             let before = crossedByteCount
             try sendPart { () throws(MigrationError) in
@@ -304,7 +345,7 @@ final class SourceDriver {
             try returnPath?.poll()
             publish()
             let wait = bandwidth.sent(byteCount: crossedByteCount - before, nowNanoseconds: now())
-            if wait > 0 { owner.orders.wait(timeoutNanoseconds: wait) { $0.isCancelled } }
+            if wait > 0 { owner.orders.wait(timeoutNanoseconds: wait) { $0.isCancelled || $0.wantsPostcopy } }
             try checkOrders()
         }
     }
@@ -519,6 +560,11 @@ final class SourceDriver {
         var status: MigrationStatus = outcome == .guestMoved ? .completed : .failed
         switch outcome {
         case .guestMoved: break
+        case .undecided where owner.progress.hasLeft:
+            failure = MigrationError(
+                .undecided, in: .postcopy,
+                "the guest has left, and not all of its pages went with it: it cannot go on here, and not at the "
+                    + "destination beyond what it has", cause: failure)
         case .undecided:
             failure = MigrationError(
                 .undecided, in: .commit,
@@ -543,7 +589,9 @@ final class SourceDriver {
                 progress.ram.remainingByteCount = 0
                 progress.ram.dirtyPagesPerSecond = 0
             }
-            if let pausedAt { progress.timing.downtimeNanoseconds = end - pausedAt }
+            if let pausedAt, progress.timing.downtimeNanoseconds == nil {
+                progress.timing.downtimeNanoseconds = end - pausedAt
+            }
             progress.timing.totalNanoseconds = end - start
         }
         return outcome

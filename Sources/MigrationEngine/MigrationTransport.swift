@@ -28,6 +28,9 @@ package protocol MigrationTransport: AnyObject, Sendable {
     var name: String { get }
     /// The other direction carries messages.
     var hasReturnPath: Bool { get }
+    /// When the other end is gone, everything it sent before has been received by the time the end is: true of two
+    /// processes on one host, and of no network.
+    var deliversBeforeEnd: Bool { get }
     /// Sends every byte of all pieces, waiting as long as it takes. The pieces' entries may be changed.
     func send(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError)
     /// Receives into the pieces, in order: at least one byte, as many as there are. 0 is the end.
@@ -45,6 +48,10 @@ package protocol MigrationTransport: AnyObject, Sendable {
     func setStallLimit(milliseconds: UInt64)
     /// Gives the channel up. Idempotent.
     func close()
+}
+
+extension MigrationTransport {
+    package var deliversBeforeEnd: Bool { false }
 }
 
 extension TransportError {

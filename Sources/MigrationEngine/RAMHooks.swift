@@ -103,6 +103,8 @@ package protocol DestinationRAMHooks: AnyObject, Sendable {
     func loadDescriptor(_ input: StreamInput) throws(MigrationError)
     /// A run of pages whose contents come outside of the stream.
     func loadPages(_ run: PageRun) throws(MigrationError)
+    /// As ``loadPages(_:)``, to somewhere beside guest memory.
+    func loadContents(_ target: UnsafeMutableRawBufferPointer) throws(MigrationError)
     /// A PING with a value that may be the hooks' own; true when they answered it themselves.
     func answerPing(_ value: UInt32, _ output: StreamOutput) throws(MigrationError) -> Bool
     /// The block list was received, in this order.

@@ -13,6 +13,9 @@ package final class RAMReceiver {
     /// Pages that did not come yet, whose contents therefore do not matter; empty while a page's absence has a meaning.
     private var awaited: [PageSet]
     private var runReceiver = PageRunReceiver()
+    /// With a postcopy announced: pages that came and were not taken back; empty sets otherwise.
+    private(set) var received: [PageSet] = []
+    private var tracksReceived = false
     /// Blocks in the order of the source's list.
     package private(set) var listed: [RAMBlock] = []
     package private(set) var hasStarted = false
@@ -60,8 +63,8 @@ package final class RAMReceiver {
         }
         awaited = blocks.map { block in
             var set = PageSet(pageCount: block.pageCount)
-            // In a postcopy a page that is not here must stay absent; with multifd it may come elsewhere meanwhile.
-            if !configuration.has(.postcopyRAM), !configuration.has(.multifd) { set.insertAll() }
+            // With multifd a page that is not here may come elsewhere meanwhile.
+            if !configuration.has(.multifd) { set.insertAll() }
             return set
         }
         for (index, block) in guest.ramBlocks.enumerated() where !isIgnored[index] {
@@ -194,6 +197,35 @@ package final class RAMReceiver {
     private func took(_ pages: Range<Int>, of index: Int) {
         mayHoldData[index].insert(pages)
         awaited[index].remove(pages)
+        if tracksReceived { received[index].insert(pages) }
+    }
+
+    // MARK: Postcopy
+
+    /// From here on it is noted which pages came.
+    func trackReceived() {
+        tracksReceived = true
+        received = blocks.map { PageSet(pageCount: $0.pageCount) }
+    }
+
+    /// Pages that must come again. False when there are no such pages.
+    func discard(_ name: String, _ first: Int, _ count: Int) -> Bool {
+        guard let index = blocks.firstIndex(where: { $0.name == name }), tracksReceived, first >= 0, count > 0,
+            first <= blocks[index].pageCount, count <= blocks[index].pageCount - first
+        else { return false }
+        received[index].remove(first..<(first + count))
+        return true
+    }
+
+    /// Pages in use of each block, as the source said.
+    var listedPageCounts: [Int] {
+        blocks.indices.map { Int(clamping: decoder.byteCount(of: BlockReference($0))) / guestPageSize }
+    }
+
+    func requireStarted() throws(MigrationError) {
+        guard hasStarted else {
+            throw MigrationError(.missingSection, in: .switchover, "the switch to postcopy came before section ram")
+        }
     }
 
     /// A page whose contents are not all in the buffer, and those that follow it in one piece.
@@ -245,6 +277,7 @@ package final class RAMReceiver {
         let index = reference.index
         let page = offset / guestPageSize
         progress.zeroPages &+= 1
+        if tracksReceived { received[index].insert(page..<(page + 1)) }
         let destination = unsafe blocks[index].base + offset
         if byte == 0 {
             // A page nobody ever wrote is zero; to look at it would fill it.

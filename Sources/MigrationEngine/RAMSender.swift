@@ -13,15 +13,16 @@ package final class RAMSender {
 
     package let guest: any MigratableGuest
     package let blocks: [RAMBlock]
-    private let isIgnored: [Bool]
+    let isIgnored: [Bool]
     private var encoder: RAMEncoder
     private var pending: [PageSet]
     /// Every page whose mark was taken from the guest, to be put back after a failure.
     private var taken: [PageSet]
     private var dataMaps: [DataMap?]
-    private let hooks: (any SourceRAMHooks)?
+    private var hooks: (any SourceRAMHooks)?
     private var position = (block: 0, page: 0)
     private var counts = RAMProgress()
+    private var differences: DifferenceSender?
 
     package init(
         guest: any MigratableGuest, configuration: MigrationConfiguration, hooks: (any SourceRAMHooks)?
@@ -35,6 +36,8 @@ package final class RAMSender {
         pending = blocks.map { PageSet(pageCount: $0.pageCount) }
         taken = blocks.map { PageSet(pageCount: $0.pageCount) }
         dataMaps = blocks.map { DataMap($0) }
+        differences = DifferenceSender(configuration)
+        counts.xbzrle = differences?.progress
         for (index, block) in blocks.enumerated() where !isIgnored[index] {
             counts.totalByteCount += UInt64(block.byteCount)
         }
@@ -144,7 +147,7 @@ package final class RAMSender {
     }
 
     /// The next run from where the last one ended, wrapping once; it is no longer pending.
-    private func nextRun() -> PageRun? {
+    func nextRun(limit: Int = .max) -> PageRun? {
         for _ in 0...blocks.count {
             if position.block >= blocks.count { position = (0, 0) }
             let index = position.block
@@ -152,7 +155,7 @@ package final class RAMSender {
                 let pages = pending[index].run(from: position.page, limit: Self.limit(at: position.page))
             {
                 // Runs end at multiples of their greatest length, so that huge pages are not torn apart.
-                let limit = Self.limit(at: pages.lowerBound)
+                let limit = min(Self.limit(at: pages.lowerBound), limit)
                 let run = pages.lowerBound..<min(pages.upperBound, pages.lowerBound + limit)
                 pending[index].remove(run)
                 position.page = run.upperBound
@@ -167,7 +170,7 @@ package final class RAMSender {
 
     /// A range somebody waits for; only what is still to be sent of it.
     package func sendRequested(
-        _ reference: BlockReference, pages: Range<Int>, to output: StreamOutput
+        _ reference: BlockReference, pages: Range<Int>, to output: StreamOutput, sent: (PageRun) -> Void
     ) throws(MigrationError) {
         var page = pages.lowerBound
         while page < pages.upperBound,
@@ -176,12 +179,36 @@ package final class RAMSender {
         {
             let clamped = run.clamped(to: pages)
             pending[reference.index].remove(clamped)
-            try sendRun(PageRun(block: blocks[reference.index], reference: reference, pages: clamped), to: output)
+            let request = PageRun(block: blocks[reference.index], reference: reference, pages: clamped)
+            try sendRun(request, to: output)
+            sent(request)
             page = clamped.upperBound
         }
     }
 
-    private func sendRun(_ whole: PageRun, to output: StreamOutput) throws(MigrationError) {
+    // MARK: Postcopy
+
+    /// Where to go on with pages that nobody asked for.
+    func goOn(_ reference: BlockReference, behind page: Int) { position = (reference.index, page) }
+    func forgetLastBlock() { encoder.forgetLastBlock() }
+    /// Pages go whole from now on: nobody reads differences in a postcopy.
+    func endDifferences() { differences = nil }
+    func beforeIterate(_ output: StreamOutput) throws(MigrationError) { try hooks?.beforeRAMIterate(output, .round) }
+
+    func afterIterate(_ output: StreamOutput) throws(MigrationError) {
+        try hooks?.afterRAMIterate(output, .round)
+        encoder.writeEndOfSection(to: output.writer)
+    }
+
+    func writeEndOfSection(to writer: StreamWriter) { encoder.writeEndOfSection(to: writer) }
+
+    /// Every page takes the ordinary path from now on.
+    func leaveHooks() { hooks = nil }
+
+    /// Blocks whose contents travel.
+    var sentBlocks: [RAMBlock] { zip(blocks, isIgnored).filter { !$0.1 }.map(\.0) }
+
+    func sendRun(_ whole: PageRun, to output: StreamOutput) throws(MigrationError) {
         var page = whole.pages.lowerBound
         while page < whole.pages.upperBound {
             var run = whole
@@ -197,6 +224,7 @@ package final class RAMSender {
                     for page in run.pages {
                         encoder.writeFilledPage(
                             run.reference, offset: UInt64(page * guestPageSize), to: output.writer)
+                        differences?.sentZeroes(run.reference, offset: UInt64(page * guestPageSize))
                     }
                     counts.zeroPages += UInt64(run.pages.count)
                     page = run.pages.upperBound
@@ -241,6 +269,13 @@ package final class RAMSender {
             if unsafe isZero(base + offset, byteCount: guestPageSize) {
                 encoder.writeFilledPage(run.reference, offset: UInt64(offset), to: writer)
                 counts.zeroPages &+= 1
+                differences?.sentZeroes(run.reference, offset: UInt64(offset))
+            } else if let differences, counts.dirtySyncCount > 1 {
+                let sent = unsafe differences.send(
+                    run.reference, page: base + offset, offset: UInt64(offset), round: counts.dirtySyncCount,
+                    with: &encoder, to: writer)
+                if sent == .whole { counts.normalPages &+= 1 }
+                try output.flushIfLarge()
             } else {
                 encoder.writePageHeader(run.reference, offset: UInt64(offset), to: writer)
                 try output.appendContents(
@@ -248,6 +283,7 @@ package final class RAMSender {
                 counts.normalPages &+= 1
             }
         }
+        counts.xbzrle = differences?.progress
         try output.flushIfLarge()
     }
 }

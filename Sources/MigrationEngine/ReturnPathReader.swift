@@ -63,12 +63,18 @@ final class ReturnPathReader {
 
     /// After the channel broke: the status in a SHUT that was already here.
     func lastWord() -> UInt32? {
-        if shutStatus == nil {
-            while (try? input.fill(timeoutMilliseconds: 0)) == true, !input.isAtEnd {}
+        if shutStatus == nil, !hasEnded {
+            do throws(MigrationError) {
+                while try input.fill(timeoutMilliseconds: 0), !input.isAtEnd {}
+            } catch { isBroken = error.code == .channelClosed }
             try? decodeAll(.setup)
         }
         return shutStatus
     }
+
+    /// Nothing more will come.
+    var hasEnded: Bool { input.isAtEnd || isBroken }
+    private var isBroken = false
 
     func takePong(_ value: UInt32) -> Bool { pongs.remove(value) != nil }
 

@@ -2,11 +2,11 @@
 ///
 /// ```
 /// setup ─ready→ iterating ─(converged)→ pausing ─paused→ [preSwitchover ─continued→] switchover ─stateSent→ committed ─destinationRuns→ guestMoved
-///                   └─postcopy asked→ pausing ─paused→ packaging ─packageSent→ postcopy ─pagesSent→ settling ─destinationRuns→ guestMoved
-///                                                                               └─channelLost→ postcopyPaused ─recovered→ postcopy
+///                   └─postcopy asked→ pausing ─paused→ packaging ─packageSent→ postcopyDevice ─stateTaken→ postcopy ─pagesSent→ settling ─destinationRuns→ guestMoved
+///    postcopy ─channelLost→ postcopyPaused ─recoveryBegun→ postcopyRecovering ─recovered→ postcopy
 /// ```
 /// Up to `switchover` (and `packaging`) every failure ends in ``MigrationOutcome/guestStayed``. From `committed` the
-/// guest is the source's only if the destination says so; from `postcopy` it never is.
+/// guest is the source's only if the destination says so, and in `postcopyDevice` as well; from `postcopy` it never is.
 package struct SourceMachine: Hashable, Sendable {
     package enum State: Hashable, Sendable {
         case setup
@@ -21,10 +21,14 @@ package struct SourceMachine: Hashable, Sendable {
         case packaging
         /// Everything was sent; the destination has not said yet that it has the guest.
         case committed
+        /// The package is on its way; the destination has not said that it took the state, and runs nothing before it does.
+        case postcopyDevice
         /// The guest runs at the destination, pages go there.
         case postcopy
         /// The same, with the channel lost.
         case postcopyPaused
+        /// Another channel is there, and what the destination has is being found out.
+        case postcopyRecovering
         /// All pages were sent in postcopy; waiting for the destination's last word.
         case settling
         case finished(MigrationOutcome)
@@ -41,8 +45,10 @@ package struct SourceMachine: Hashable, Sendable {
         case continued
         /// The last byte of the stream is on its way.
         case stateSent
-        /// The package with POSTCOPY_RUN is on its way.
+        /// The package with POSTCOPY_RUN goes on its way.
         case packageSent
+        /// The destination has taken the state and will run the guest.
+        case stateTaken
         /// Postcopy: nothing is left to send.
         case pagesSent
         /// SHUT 0, or the ownership word says so.
@@ -51,6 +57,8 @@ package struct SourceMachine: Hashable, Sendable {
         case destinationRefused
         /// The channel ended without a last word.
         case channelLost
+        /// There is a new channel for a postcopy.
+        case recoveryBegun
         /// Postcopy goes on over a new channel.
         case recovered
         /// Something failed here: a system call, the guest, a broken rule.
@@ -69,6 +77,8 @@ package struct SourceMachine: Hashable, Sendable {
         case awaitVerdict
         case streamPages
         case waitForRecovery
+        /// Ask what the destination has, and agree to go on.
+        case recover
         /// The migration is over and the guest ours: let it run on if it ran before.
         case giveBackGuest
         /// The migration is over and the guest is not ours to run.
@@ -108,7 +118,8 @@ package struct SourceMachine: Hashable, Sendable {
         case .setup, .iterating, .pausing, .preSwitchover, .switchover, .packaging:
             return handleBeforePointOfNoReturn(event)
         case .committed: return handleCommitted(event)
-        case .postcopy, .postcopyPaused, .settling: return handlePostcopy(event)
+        case .postcopyDevice: return handlePostcopyDevice(event)
+        case .postcopy, .postcopyPaused, .postcopyRecovering, .settling: return handlePostcopy(event)
         }
     }
 
@@ -134,7 +145,7 @@ package struct SourceMachine: Hashable, Sendable {
         case .stateSent where state == .switchover:
             if options.expectsVerdict { return enter(.committed, .awaitVerdict) }
             return enter(.finished(.guestMoved), .releaseGuest)
-        case .packageSent where state == .packaging: return enter(.postcopy, .streamPages)
+        case .packageSent where state == .packaging: return enter(.postcopyDevice, .streamPages)
         default: break
         }
         preconditionFailure("\(event) in \(state)")  // our own driver's order
@@ -154,13 +165,26 @@ package struct SourceMachine: Hashable, Sendable {
         }
     }
 
+    private mutating func handlePostcopyDevice(_ event: Event) -> Action {
+        switch event {
+        case .stateTaken: return enter(.postcopy, .streamPages)
+        // It says that it did not take the guest, or is known to have ended before it did.
+        case .destinationRefused: return enter(.finished(.guestStayed), .giveBackGuest)
+        // It may have taken it and be unable to say so.
+        case .channelLost, .failed, .destinationRuns: return enter(.postcopyPaused, .waitForRecovery)
+        case .cancelRequested, .continued: return .ignore
+        default: preconditionFailure("\(event) in \(state)")
+        }
+    }
+
     private mutating func handlePostcopy(_ event: Event) -> Action {
         switch (event, state) {
         case (.pagesSent, .postcopy): return enter(.settling, .awaitVerdict)
         case (.destinationRuns, .settling): return enter(.finished(.guestMoved), .releaseGuest)
         // It has the guest and says it is done, but pages are missing there.
         case (.destinationRuns, _), (.failed, _), (.channelLost, _): return enter(.postcopyPaused, .waitForRecovery)
-        case (.recovered, .postcopyPaused): return enter(.postcopy, .streamPages)
+        case (.recoveryBegun, .postcopyPaused): return enter(.postcopyRecovering, .recover)
+        case (.recovered, .postcopyRecovering): return enter(.postcopy, .streamPages)
         // The destination lost the guest: it is nowhere, and the source's copy is older than what ran there.
         case (.destinationRefused, _): return enter(.finished(.undecided), .holdGuest)
         // The only way out of a postcopy that nobody will recover.
@@ -189,9 +213,9 @@ package struct SourceMachine: Hashable, Sendable {
         case .setup: .setup
         case .iterating: .precopy
         case .pausing, .preSwitchover: .paused
-        case .switchover, .packaging: .switchover
+        case .switchover, .packaging, .postcopyDevice: .switchover
         case .committed: .commit
-        case .postcopy, .postcopyPaused, .settling: .postcopy
+        case .postcopy, .postcopyPaused, .postcopyRecovering, .settling: .postcopy
         case .finished: .finished
         }
     }

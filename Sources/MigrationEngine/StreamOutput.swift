@@ -33,6 +33,12 @@ package import MigrationStream
         unsafe pieces.initialize(repeating: iovec(), count: Self.piecesMax)
     }
 
+    /// Goes on counting where another channel ended.
+    package convenience init(transport: any MigrationTransport, continuing other: StreamOutput) {
+        self.init(transport: transport)
+        sentByteCount = other.sentByteCount
+    }
+
     deinit { unsafe pieces.deallocate() }
 
     /// Bytes sent or waiting to be.

@@ -92,6 +92,9 @@ package struct StreamReader: Sendable {
         return reader
     }
 
+    /// Goes on over another channel, with the sections announced on the old one.
+    package mutating func resume() { place = .records }
+
     /// Sections announced so far, by id.
     package var knownSections: [UInt32: SectionHeader] { sections }
     /// Everything was read, the self-description included if there was one.

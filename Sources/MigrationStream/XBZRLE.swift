@@ -113,6 +113,10 @@
 
     package let pageSize: Int
     package let slotCount: Int
+    /// Pages of which no older version was remembered.
+    package private(set) var missCount = 0
+    /// Pages whose differences were longer than they are.
+    package private(set) var overflowCount = 0
     // SAFETY: `slotCount` pages, then one for the current page and one for differences; freed in deinit.
     private let memory: UnsafeMutableRawPointer
     /// Page key of a slot; nil for a free one.
@@ -160,9 +164,13 @@
                 from: UnsafeRawBufferPointer(held), to: UnsafeRawBufferPointer(current), into: output)
             if count == 0 { return unsafe .unchanged }
             unsafe held.copyMemory(from: UnsafeRawBufferPointer(current))
-            guard let count else { return unsafe .whole(UnsafeRawBufferPointer(held)) }
+            guard let count else {
+                overflowCount += 1
+                return unsafe .whole(UnsafeRawBufferPointer(held))
+            }
             return unsafe .encoded(UnsafeRawBufferPointer(rebasing: output[..<count]))
         }
+        missCount += 1
         if keys[index] == nil || rounds[index] < round - 1 {
             keys[index] = key
             rounds[index] = round

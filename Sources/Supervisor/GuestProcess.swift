@@ -120,8 +120,12 @@ package enum GuestProcess {
         defer { loop.stop() }
         let quitRequest = QuitRequest()
         let program = program  // before anybody replaces the file
+        // Beside the monitor: a backend touches guest memory, and while a guest that runs here still has pages elsewhere
+        // that can take as long as their channel needs.
+        let backendLoop = try EventLoop(name: "backends")
+        defer { backendLoop.stop() }
         let backends = try GuestBackends(
-            configuration, directory: directory, loop: loop, quit: { quitRequest.request(bySignal: false) })
+            configuration, directory: directory, loop: backendLoop, quit: { quitRequest.request(bySignal: false) })
         defer { backends.close() }
         let memory = try configuration.incomingCPR.map { (argument) throws(Refusal) in
             try ArrivingMemory.await(argument, memoryByteCount: configuration.memory, wake: signals.descriptor)

@@ -273,10 +273,11 @@ package final class Supervisor: @unchecked Sendable {
         guard !isQuitting else { return }
         isQuitting = true
         announce(.shutdown, ["guest": .bool(cause.isGuest), "reason": .string(cause.rawValue)])
-        migration.abandon { [self] in endGuest(status) }
+        migration.abandon(guestEnded: cause.isGuest) { [self] in endGuest(status) }
     }
 
     private func endGuest(_ status: Int32) {
+        if migration.guestIsIncomplete { return endIncompleteGuest() }
         operate { [self] _ in
             worker.perform { [self] in
                 try? guest.pause()
@@ -288,6 +289,20 @@ package final class Supervisor: @unchecked Sendable {
                 }
             }
         }
+    }
+
+    /// Processors and devices may sleep for ever over pages that will not come: nothing waits for them.
+    private func endIncompleteGuest() {
+        Diagnostics.write("the guest is lost: it ran here, and not all of its memory came")
+        server.close()
+        directory.remove()
+        exitStatus.withLock { $0 = ExitStatus.lost.rawValue }
+        // What the end of the process tidies up may have to wait for one of them.
+        _ = try? HostThread(name: "end") {
+            sleep(2)
+            _exit(ExitStatus.lost.rawValue)
+        }
+        ended.signal()
     }
 
     /// From outside of QMP: a signal, the console's own keys. Any thread.
@@ -316,7 +331,7 @@ package final class Supervisor: @unchecked Sendable {
         case (.source, .guestMoved): runState = .postmigrate
         case (.source, .guestStayed):
             runState = guest.isRunning ? .running : runState == .finishMigrate ? .paused : runState
-        case (.source, .undecided): runState = .paused
+        case (.source, .undecided): runState = migration.hasGivenAway ? .postmigrate : .paused
         case (.destination, .guestMoved): runState = guest.isRunning ? .running : .paused
         case (.destination, _): runState = .inmigrate
         }

@@ -32,9 +32,11 @@ import Testing
             ("switchover after waiting", made(converged + [.paused, .continued], options: waiting)),
             ("packaging", made(postcopy)),
             ("committed", made(converged + [.paused, .stateSent])),
-            ("postcopy", made(postcopy + [.packageSent])),
-            ("settling", made(postcopy + [.packageSent, .pagesSent])),
-            ("postcopy paused", made(postcopy + [.packageSent, .channelLost])),
+            ("package on its way", made(postcopy + [.packageSent])),
+            ("postcopy", made(postcopy + [.packageSent, .stateTaken])),
+            ("settling", made(postcopy + [.packageSent, .stateTaken, .pagesSent])),
+            ("postcopy paused", made(postcopy + [.packageSent, .stateTaken, .channelLost])),
+            ("postcopy recovering", made(postcopy + [.packageSent, .stateTaken, .channelLost, .recoveryBegun])),
         ]
     }
 
@@ -79,9 +81,42 @@ import Testing
         }
         var machine = Self.reached().first { $0.name == "postcopy" }!.machine
         #expect(machine.handle(.channelLost) == .waitForRecovery)
+        #expect(machine.handle(.recoveryBegun) == .recover)
+        #expect(machine.handle(.channelLost) == .waitForRecovery)
+        #expect(machine.handle(.recoveryBegun) == .recover)
         #expect(machine.handle(.recovered) == .streamPages)
         #expect(machine.handle(.pagesSent) == .awaitVerdict)
         #expect(machine.handle(.destinationRuns) == .releaseGuest)
+    }
+
+    @Test("while the package is on its way only the destination's refusal brings the guest back")
+    func packageOnItsWay() {
+        let machine = Self.reached().first { $0.name == "package on its way" }!.machine
+        #expect(!machine.isBeforePointOfNoReturn && machine.phase == .switchover)
+        var copy = machine
+        #expect(copy.handle(.destinationRefused) == .giveBackGuest && copy.state == .finished(.guestStayed))
+        for event in [Machine.Event.channelLost, .failed, .destinationRuns] {
+            copy = machine
+            #expect(copy.handle(event) == .waitForRecovery && copy.state == .postcopyPaused, "\(event)")
+        }
+        for event in [Machine.Event.cancelRequested, .continued] {
+            copy = machine
+            #expect(copy.handle(event) == .ignore && copy == machine)
+        }
+        #expect(copy.handle(.stateTaken) == .streamPages && copy.state == .postcopy)
+    }
+
+    @Test("a postcopy that nobody recovers ends with the guest held, and only then does a cancel count")
+    func cancelInPostcopy() {
+        for (name, machine) in Self.reached() where machine.phase == .postcopy {
+            var copy = machine
+            let action = copy.handle(.cancelRequested)
+            if machine.state == .postcopyPaused {
+                #expect(action == .holdGuest && copy.state == .finished(.undecided))
+            } else {
+                #expect(action == .ignore && copy == machine, "\(name)")
+            }
+        }
     }
 
     @Test("a finished migration stays finished")
@@ -90,7 +125,8 @@ import Testing
             var copy = machine
             while true {
                 if case .finished = copy.state { break }
-                _ = copy.handle(copy.state == .postcopy || copy.state == .settling ? .destinationRefused : .failed)
+                _ = copy.handle(
+                    [.postcopy, .postcopyRecovering, .settling].contains(copy.state) ? .destinationRefused : .failed)
                 if copy.state == .postcopyPaused { _ = copy.handle(.cancelRequested) }
             }
             let state = copy.state
@@ -171,8 +207,15 @@ import Testing
         #expect(machine.handle(.deviceSection) == .refuse)
         #expect(machine.handle(.channelLost) == .waitForRecovery)
         #expect(machine.handle(.ramSection) == .refuse)
+        #expect(machine.handle(.recovered) == .refuse)
+        #expect(machine.handle(.recoveryBegun) == .proceed)
+        #expect(machine.handle(.ramSection) == .refuse)
+        #expect(machine.handle(.channelLost) == .waitForRecovery)
+        #expect(machine.handle(.recoveryBegun) == .proceed)
         #expect(machine.handle(.recovered) == .proceed)
         #expect(machine.handle(.cancelRequested) == .ignore)
+        var given = machine
+        #expect(given.handle(.gaveUp) == .abandon && given.state == .finished(.undecided))
         #expect(machine.handle(.endOfStream) == .complete)
     }
 

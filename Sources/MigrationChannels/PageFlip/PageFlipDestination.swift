@@ -59,14 +59,17 @@ package final class PageFlipDestination: DestinationRAMHooks {
     package func end() { unsafe state.pipe = nil }
 
     package func loadPages(_ run: PageRun) throws(MigrationError) {
+        try unsafe loadContents(
+            UnsafeMutableRawBufferPointer(start: run.block.base + run.offset, count: run.byteCount))
+    }
+
+    package func loadContents(_ target: UnsafeMutableRawBufferPointer) throws(MigrationError) {
         guard let pipe = unsafe state.pipe else {
             throw MigrationError(.streamMalformed, in: .switchover, "a page is said to be in a pipe that never came")
         }
         do throws(TransportError) {
             var done = 0
-            let target = unsafe UnsafeMutableRawBufferPointer(
-                start: run.block.base + run.offset, count: run.byteCount)
-            while done < run.byteCount {
+            while done < target.count {
                 do throws(SystemCallError) {
                     let count = try unsafe pipe.read(into: UnsafeMutableRawBufferPointer(rebasing: target[done...]))
                     guard count > 0 else { throw SystemCallError("read", .brokenPipe, subject: "page-flip pipe") }

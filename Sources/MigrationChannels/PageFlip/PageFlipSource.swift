@@ -38,6 +38,8 @@ let setupPing: UInt32 = 0x666c_6970
     private static let refusals: Set<Errno> = [.notPermitted, .noFunction, .invalidArgument, .permissionDenied]
 
     package let disposition: PageDisposition
+    /// What is given away can be had back: in a postcopy the guest itself is gone when that begins.
+    private let keepsWayBack: Bool
     private let isOn: Bool
     private let transport: DescriptorTransport
     private let splicer: PageSplicer
@@ -73,6 +75,7 @@ let setupPing: UInt32 = 0x666c_6970
         isOn = configuration.has(.unixPageFlipping)
         // Pages of a running guest are needed again; only those of a stopped one can be given away.
         disposition = isOn && configuration.strategy != .precopy ? .givesAway : .copies
+        keepsWayBack = disposition == .givesAway && configuration.strategy != .postcopy
         unsafe state = State(freed: Array(repeating: [], count: guest.ramBlocks.count))
         if isOn { transport.expectDescriptors(guest.ramBlocks.count) }
     }
@@ -115,7 +118,7 @@ let setupPing: UInt32 = 0x666c_6970
         try exchange(setupPing)
         let files = transport.takeDescriptors()
         transport.expectDescriptors(0)
-        if files.isEmpty && disposition == .copies { return }
+        if !keepsWayBack && (files.isEmpty || disposition == .givesAway) { return }
         guard files.count == blocks.count else {
             throw MigrationError(
                 .capabilityMismatch, in: .setup,
@@ -201,7 +204,7 @@ let setupPing: UInt32 = 0x666c_6970
     // MARK: Giving away and taking back
 
     package func destinationHas(_ runs: [PageRun]) throws(MigrationError) {
-        guard disposition == .givesAway, unsafe !state.destinationRAM.isEmpty else { return }
+        guard disposition == .givesAway, unsafe !keepsWayBack || !state.destinationRAM.isEmpty else { return }
         var merged: [PageRun] = []
         for run in runs {
             if let last = merged.last, last.reference == run.reference, last.pages.upperBound == run.pages.lowerBound {

@@ -11,6 +11,7 @@ package final class DescriptorTransport: MigrationTransport {
     package let name: String
     package let hasReturnPath: Bool
     package let isSocket: Bool
+    package let deliversBeforeEnd: Bool
     private let reading: OwnedDescriptor?
     /// What is read or written, if it is a regular file.
     let file: OwnedDescriptor?
@@ -53,6 +54,7 @@ package final class DescriptorTransport: MigrationTransport {
         let only = reading ?? writing
         let isFile = try only.map { (descriptor) throws(SystemCallError) in try descriptor.status().type == .regular }
         file = isFile == true ? only : nil
+        deliversBeforeEnd = reading.map { isSocket == true && StreamSocket.isLocal($0) } ?? false
         hasReturnPath = reading != nil && writing != nil
         wake = try .event()
         if let onClose { self.onClose.withLock { $0 = onClose } }

@@ -39,6 +39,11 @@ extension QMPTypes {
             "downtime-bytes", "postcopy-bytes", "dirty-sync-missed-zero-copy",
         ].map { .required($0, .integer) } + [.required("mbps", .number)])
 
+    static let xbzrleCache = QMPType.object(
+        "XBZRLECacheStats",
+        ["cache-size", "bytes", "pages", "cache-miss", "overflow"].map { .required($0, .integer) }
+            + [.required("cache-miss-rate", .number), .required("encoding-rate", .number)])
+
     static let migrationInformation = QMPType.object(
         "MigrationInfo",
         [
@@ -46,6 +51,7 @@ extension QMPTypes {
             .optional("total-time", .integer), .optional("expected-downtime", .integer),
             .optional("downtime", .integer), .optional("setup-time", .integer),
             .optional("cpu-throttle-percentage", .integer), .optional("error-desc", .string),
+            .optional("xbzrle-cache", xbzrleCache),
             .optional("socket-address", .array(of: socketAddress)), .optional("x-channel", .string),
             .optional("x-strategy", .string), .optional("x-outcome", .string),
             .optional("x-notices", .array(of: .string)), .optional("x-phases", .any),
@@ -62,13 +68,14 @@ extension CommandTable {
                 .optional("inc", .boolean),
             ]
         ) { (supervisor, invocation) throws(QMPError) in
-            if invocation.arguments["resume"]?.boolValue == true {
-                throw QMPError("Cannot resume if there is no paused migration")
-            }
             for name in ["blk", "inc"] where invocation.arguments[name]?.boolValue == true {
                 throw QMPError("Parameter '\(name)' is not supported: disks are not migrated")
             }
-            try supervisor.migration.migrate(to: MigrationRoute(arguments: invocation.arguments))
+            if invocation.arguments["resume"]?.boolValue == true {
+                try supervisor.migration.resume(over: MigrationAddress(arguments: invocation.arguments))
+            } else {
+                try supervisor.migration.migrate(to: MigrationRoute(arguments: invocation.arguments))
+            }
             return [:]
         },
         CommandEntry(
@@ -88,8 +95,8 @@ extension CommandTable {
                 exitsOnError: invocation.arguments["exit-on-error"]?.boolValue ?? true)
             return [:]
         },
-        CommandEntry("migrate_cancel") { supervisor, _ in
-            supervisor.migration.cancel()
+        CommandEntry("migrate_cancel") { (supervisor, _) throws(QMPError) in
+            try supervisor.migration.cancel()
             return [:]
         },
         CommandEntry("migrate-continue", [.required("state", QMPTypes.migrationStatus)]) {
@@ -97,14 +104,19 @@ extension CommandTable {
             try supervisor.migration.continueSwitchover(from: invocation.arguments["state"]?.stringValue ?? "")
             return [:]
         },
-        CommandEntry("migrate-start-postcopy") { (_, _) throws(QMPError) in
-            throw QMPError("Enable postcopy with migrate_set_capability before the start of migration")
+        CommandEntry("migrate-start-postcopy") { (supervisor, _) throws(QMPError) in
+            try supervisor.migration.startPostcopy()
+            return [:]
         },
-        CommandEntry("migrate-pause", allowsOutOfBand: true) { (_, _) throws(QMPError) in
-            throw QMPError("migrate-pause is currently only supported during postcopy-active state")
+        CommandEntry("migrate-pause", allowsOutOfBand: true) { (supervisor, _) throws(QMPError) in
+            try supervisor.migration.pauseChannel()
+            return [:]
         },
-        CommandEntry("migrate-recover", [.required("uri", .string)], allowsOutOfBand: true) { (_, _) throws(QMPError) in
-            throw QMPError("Migrate recover can only be run when postcopy is paused.")
+        CommandEntry("migrate-recover", [.required("uri", .string)], allowsOutOfBand: true) {
+            (supervisor, invocation) throws(QMPError) in
+            try supervisor.migration.recover(
+                from: MigrationAddress(uri: invocation.arguments["uri"]?.stringValue ?? ""))
+            return [:]
         },
         CommandEntry("query-migrate", returns: QMPTypes.migrationInformation) { supervisor, _ in
             supervisor.migration.query

@@ -11,20 +11,24 @@ import Synchronization
 final class MigrationControl: @unchecked Sendable {
     // SAFETY: mutable members are touched only on the loop's thread; entry points check it.
 
-    private unowned let supervisor: Supervisor
-    private let loop: EventLoop
+    unowned let supervisor: Supervisor
+    let loop: EventLoop
     var settings = MigrationSettings()
     /// The latest migration, running or over.
-    private var report: MigrationReport?
-    private var source: MigrationSource?
-    private var destination: MigrationDestination?
+    var report: MigrationReport?
+    var source: MigrationSource?
+    var destination: MigrationDestination?
     private var thread: HostThread?
     /// From `migrate` until its thread has ended.
     private(set) var isActive = false
     private var isCancelled = false
-    private var listener: (descriptor: OwnedDescriptor, token: EventLoop.Token, path: String?)?
+    var listener: (descriptor: OwnedDescriptor, token: EventLoop.Token, path: String?)?
     /// Waits for the connections of a multifd source.
     private var acceptor: MultiFDAcceptor?
+    /// `migrate-start-postcopy` came before there was a source to tell.
+    var wantsPostcopy = false
+    /// A guest that ran here with pages missing, and will not get them.
+    private(set) var guestIsIncomplete = false
     /// The memory of the guest that left was given away: it can never run here again.
     private(set) var hasGivenAway = false
     private var exitsOnError = true
@@ -140,6 +144,7 @@ final class MigrationControl: @unchecked Sendable {
         loop.perform { [self] in
             self.source = source
             if isCancelled { source.cancel() }
+            if wantsPostcopy { source.startPostcopy() }
             started.signal()
         }
         started.wait()
@@ -148,12 +153,17 @@ final class MigrationControl: @unchecked Sendable {
         if outcome == .guestMoved, let command = opened.command, let end = command.wait(), end != .exited(status: 0) {
             progress.notices.append("the command ended with \(end)")
         }
-        finish(progress, outcome, gaveAway: equipment.givesAway || configuration.handsOverMemory)
+        let releases = configuration.has(.releaseRAM) && progress.hasLeft
+        // What has run elsewhere in part is in no state to run here.
+        let isStale = progress.hasLeft && outcome == .undecided
+        let gaveAway = equipment.givesAway || configuration.handsOverMemory
+        finish(progress, outcome, gaveAway: gaveAway || releases || isStale)
     }
 
-    func cancel() {
+    func cancel() throws(QMPError) {
         precondition(loop.isLoopThread)
         guard isActive, report?.side == .source else { return }
+        try refuseCancelInPostcopy()
         isCancelled = true
         opening?.interrupt()
         source?.cancel()
@@ -260,7 +270,7 @@ final class MigrationControl: @unchecked Sendable {
         }
     }
 
-    private func closeListener(keepsPath: Bool = false) {
+    func closeListener(keepsPath: Bool = false) {
         guard let listener else { return }
         loop.remove(listener.token)
         if !keepsPath, let path = listener.path { FileInformation.remove(path) }
@@ -296,7 +306,7 @@ final class MigrationControl: @unchecked Sendable {
 
     // MARK: Both
 
-    private func descriptor(for address: MigrationAddress) throws(QMPError) -> OwnedDescriptor? {
+    func descriptor(for address: MigrationAddress) throws(QMPError) -> OwnedDescriptor? {
         guard case .descriptor(let name) = address else { return nil }
         if let descriptor = supervisor.descriptorStore.take(name: name) { return descriptor }
         guard let number = CInt(name), number > 2, let copy = try? OwnedDescriptor.duplicate(of: number) else {
@@ -316,6 +326,7 @@ final class MigrationControl: @unchecked Sendable {
     private func begin(_ side: MigrationReport.Side, channel: String, _ configuration: MigrationConfiguration) {
         isActive = true
         isCancelled = false
+        wantsPostcopy = false
         source = nil
         destination = nil
         lastEvent = report == nil ? (.none, 0) : (lastEvent.status == .setup ? .setup : .none, 0)
@@ -348,6 +359,7 @@ final class MigrationControl: @unchecked Sendable {
         loop.perform { [self] in
             report?.progress = progress
             tell(progress.status)
+            if progress.status == .postcopyPaused, !waiters.isEmpty { destination?.abandon() }
             if progress.ram.dirtySyncCount > lastEvent.pass {
                 lastEvent.pass = progress.ram.dirtySyncCount
                 if settings.capabilities.contains(.events), report?.side == .source {
@@ -378,7 +390,8 @@ final class MigrationControl: @unchecked Sendable {
             if outcome != .undecided { source = nil }
             destination = nil
             isActive = false
-            if outcome == .guestMoved && side == .source { hasGivenAway = gaveAway }
+            if outcome != .guestStayed && side == .source { hasGivenAway = gaveAway }
+            if outcome == .undecided && side == .destination { guestIsIncomplete = true }
             if outcome == .guestStayed && side == .source {
                 // A guest that stood still before has not been resumed, and so its images are nobody's.
                 do { try supervisor.guest.claimImages() } catch { Diagnostics.write("after the migration: \(error)") }
@@ -404,16 +417,19 @@ final class MigrationControl: @unchecked Sendable {
     private var waiters: [@Sendable () -> Void] = []
 
     /// Gives up whatever runs; `done` is called on the loop when nothing does any more.
-    func abandon(_ done: @escaping @Sendable () -> Void) {
+    /// - Parameter guestEnded: The guest itself has: a postcopy that works may come to its end, for the source's sake.
+    func abandon(guestEnded: Bool = false, _ done: @escaping @Sendable () -> Void) {
         precondition(loop.isLoopThread)
         closeListener()
         guard isActive else { return done() }
         isCancelled = true
         exitsOnError = false
         opening?.interrupt()
-        source?.cancel()
-        destination?.cancel()
         acceptor?.cancel()
         waiters.append(done)
+        source?.cancel()
+        source?.abandon()
+        guard let destination else { return }
+        if !guestEnded || destination.progress.status != .postcopyActive { destination.abandon() }
     }
 }

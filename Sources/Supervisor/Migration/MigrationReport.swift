@@ -26,7 +26,10 @@ struct MigrationReport: Sendable {
             result["x-outcome"] = progress.outcome.map { .string($0.rawValue) }
         default:
             if side == .source || status == .completed { addTimes(to: &result, nowNanoseconds) }
-            if side == .source, status != .setup { result["ram"] = .object(ram) }
+            let isInPostcopy = [.postcopyActive, .postcopyPaused, .postcopyRecover].contains(status)
+            if side == .source ? status != .setup : isInPostcopy { result["ram"] = .object(ram) }
+            if isInPostcopy, let error = progress.error { result["error-desc"] = .string(error.description) }
+            if side == .source, let xbzrle = progress.ram.xbzrle { result["xbzrle-cache"] = .object(Self.json(xbzrle)) }
             if isAutoConverging { result["cpu-throttle-percentage"] = JSONValue(progress.throttlePercent) }
             result["x-channel"] = .string(channel)
             result["x-strategy"] = .string(strategy.rawValue)
@@ -41,7 +44,7 @@ struct MigrationReport: Sendable {
         let timing = progress.timing
         result["total-time"] = milliseconds(timing.totalNanoseconds ?? UInt64(clamping: now - startNanoseconds))
         result["setup-time"] = timing.setupNanoseconds.map(milliseconds) ?? 0
-        if progress.status == .completed {
+        if progress.status == .completed || progress.hasLeft {
             result["downtime"] = timing.downtimeNanoseconds.map(milliseconds)
         } else {
             result["expected-downtime"] = progress.expectedDowntimeMilliseconds.map { JSONValue($0) }
@@ -62,6 +65,19 @@ struct MigrationReport: Sendable {
             "pages-per-second": JSONValue(ram.bytesPerSecond / pageSize),
             "precopy-bytes": JSONValue(ram.precopyByteCount), "downtime-bytes": JSONValue(ram.downtimeByteCount),
             "postcopy-bytes": JSONValue(ram.postcopyByteCount), "dirty-sync-missed-zero-copy": 0,
+        ]
+    }
+
+    private static func json(_ xbzrle: XBZRLEProgress) -> JSONObject {
+        func ratio(_ part: UInt64, _ whole: UInt64) -> JSONValue {
+            .number(whole == 0 ? 0 : Double(part) / Double(whole))
+        }
+        return [
+            "cache-size": JSONValue(xbzrle.cacheByteCount), "bytes": JSONValue(xbzrle.byteCount),
+            "pages": JSONValue(xbzrle.pageCount), "cache-miss": JSONValue(xbzrle.missCount),
+            "cache-miss-rate": ratio(xbzrle.missCount, xbzrle.lookedAtPageCount),
+            "encoding-rate": ratio(xbzrle.pageCount * UInt64(guestPageSize), xbzrle.byteCount),
+            "overflow": JSONValue(xbzrle.overflowCount),
         ]
     }
 

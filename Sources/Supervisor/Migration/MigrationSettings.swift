@@ -10,9 +10,8 @@ struct MigrationSettings: Sendable {
 
     /// Names of QEMU 10.0 that are known and not supported.
     private static let unsupportedCapabilities = [
-        "xbzrle", "rdma-pin-all", "zero-blocks", "x-colo", "dirty-bitmaps", "postcopy-blocktime", "background-snapshot",
-        "zero-copy-send", "postcopy-preempt", "dirty-limit", "postcopy-ram", "x-ignore-shared",
-        "release-ram",
+        "rdma-pin-all", "zero-blocks", "x-colo", "dirty-bitmaps", "postcopy-blocktime", "background-snapshot",
+        "zero-copy-send", "postcopy-preempt", "dirty-limit", "x-ignore-shared",
     ]
 
     /// Why, where there is more to say than that nobody has written it.
@@ -24,7 +23,7 @@ struct MigrationSettings: Sendable {
 
     private static let supportedCapabilities: [MigrationCapability] = [
         .autoConverge, .events, .returnPath, .pauseBeforeSwitchover, .lateBlockActivate, .validateUUID, .switchoverAck,
-        .unixPageFlipping, .multifd, .mappedRAM,
+        .unixPageFlipping, .multifd, .mappedRAM, .postcopyRAM, .releaseRAM, .xbzrle,
     ]
 
     static let capabilityNames: [String] =
@@ -39,14 +38,14 @@ struct MigrationSettings: Sendable {
         "announce-initial": 50, "announce-max": 550, "announce-rounds": 5, "announce-step": 100,
         "cpu-throttle-tailslow": false, "tls-creds": "", "tls-hostname": "", "tls-authz": "",
         "x-checkpoint-delay": 20000, "multifd-compression": "none", "multifd-zlib-level": 1, "multifd-zstd-level": 1,
-        "multifd-qatzip-level": 1, "xbzrle-cache-size": 67_108_864, "x-vcpu-dirty-limit-period": 1000,
+        "multifd-qatzip-level": 1, "x-vcpu-dirty-limit-period": 1000,
         "vcpu-dirty-limit": 1, "mode": "normal", "zero-page-detection": "multifd", "direct-io": false,
         "x-strategy": "auto", "x-layout": .string(StateLayout.native.rawValue),
     ]
 
     /// Parameters of `others` that may differ from their default.
     private static let choices: [String: [String]] = [
-        "x-strategy": ["auto", MigrationStrategy.precopy.rawValue, MigrationStrategy.stopAndCopy.rawValue],
+        "x-strategy": ["auto"] + MigrationStrategy.allCases.map(\.rawValue),
         "x-layout": StateLayout.allCases.map(\.rawValue),
         "mode": ["normal", cprTransfer],
     ]
@@ -163,6 +162,7 @@ struct MigrationSettings: Sendable {
         switch others["x-strategy"]?.stringValue ?? "auto" {
         case MigrationStrategy.precopy.rawValue: .precopy
         case MigrationStrategy.stopAndCopy.rawValue: .stopAndCopy
+        case MigrationStrategy.postcopy.rawValue: .postcopy
         // Pages of a guest that runs on are needed here again; only a stopped one's can be given away.
         default: capabilities.contains(.unixPageFlipping) ? .stopAndCopy : .precopy
         }

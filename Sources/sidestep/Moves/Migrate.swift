@@ -11,6 +11,10 @@ struct Migrate: ParsableCommand {
             URI is where 'sidestep run --incoming URI' or QEMU waits: unix:PATH, tcp:HOST:PORT, fd:N, exec:COMMAND or file:PATH. \
             Exit status \(ExitStatus.rolledBack.rawValue): the guest runs on here; \(ExitStatus.cancelled.rawValue): cancelled; \
             \(ExitStatus.lost.rawValue): the guest is lost. The process here ends when the guest has left, unless --keep.
+
+            With --postcopy the guest runs there after one pass over its memory, and what it still needs follows; from then on \
+            there is no way back. If the channel breaks (status \(ExitStatus.undecided.rawValue)), both sides wait: \
+            'sidestep qmp NAME migrate-recover {"uri": URI}' there, then 'sidestep migrate NAME URI --resume' here.
             """)
 
     @OptionGroup var guest: GuestArgument
@@ -35,6 +39,12 @@ struct Migrate: ParsableCommand {
             valueName: "unix:PATH"))
     var cpr: String?
 
+    @Flag(help: "Let the guest run there before all of its memory is; needs userfaultfd there.")
+    var postcopy = false
+
+    @Flag(help: "Go on with a postcopy whose channel broke.")
+    var resume = false
+
     @Flag(help: "Leave the process here when the guest has left; its guest is paused.")
     var keep = false
 
@@ -43,11 +53,17 @@ struct Migrate: ParsableCommand {
     func run() throws {
         let connection = try guest.connect()
         let layout = try compat.map { try RunConfiguration.compatibility(argument: $0).rawValue }
-        try Self.setUp(
-            connection, capabilities: capability,
-            parameters: (layout.map { ["x-layout=\($0)"] } ?? []) + (cpr == nil ? [] : ["mode=cpr-transfer"])
-                + parameter)
-        let answer = try Self.move(connection, to: uri, cpr: cpr, format: output.format)
+        if resume {
+            guard capability.isEmpty, parameter.isEmpty, compat == nil, cpr == nil, !postcopy else {
+                throw Refusal(.usage, "--resume goes on as the migration was begun: give the URI alone")
+            }
+        } else {
+            try Self.setUp(
+                connection, capabilities: capability + (postcopy ? ["postcopy-ram"] : []),
+                parameters: (layout.map { ["x-layout=\($0)"] } ?? []) + (cpr == nil ? [] : ["mode=cpr-transfer"])
+                    + (postcopy ? ["x-strategy=postcopy"] : []) + parameter)
+        }
+        let answer = try Self.move(connection, to: uri, cpr: cpr, resume: resume, format: output.format)
         output.show(answer) {
             "\(guest.name) has moved\n"
                 + MigrationProgressView.summary(
@@ -77,21 +93,35 @@ struct Migrate: ParsableCommand {
 
     /// Starts a migration and follows it to its end.
     static func move(
-        _ connection: GuestConnection, to uri: String, cpr: String? = nil, format: OutputFormat
+        _ connection: GuestConnection, to uri: String, cpr: String? = nil, resume: Bool = false, format: OutputFormat
     ) throws(Refusal) -> JSONValue {
         let name = connection.entry.name
         var arguments: JSONObject = ["uri": .string(uri)]
+        if resume { arguments["resume"] = true }
         if let cpr {
             do throws(QMPError) { arguments = ["channels": try MigrationRoute.channels(main: uri, cpr: cpr)] } catch {
                 throw Refusal(.usage, "\(error)")
             }
         }
-        do throws(QMPConnection.Failure) { _ = try connection.qmp.run("migrate", arguments) } catch {
+        do throws(QMPConnection.Failure) {
+            _ = try connection.qmp.run("migrate", arguments)
+            // A postcopy that is to go on is paused until it does.
+            var tries = 0
+            while resume, tries < 50, try connection.qmp.run("query-migrate")["status"] == "postcopy-paused" {
+                usleep(20_000)
+                tries += 1
+            }
+        } catch {
             throw Refusal(.refused, "\(name): \(error)")
         }
         let answer = try follow(connection, format: format)
         switch answer["status"]?.stringValue {
         case "completed": return answer
+        case "postcopy-paused":
+            throw Refusal(
+                .undecided,
+                "\(name): the guest runs at the destination and still needs memory from here, but the channel is lost: "
+                    + "\(answer["error-desc"]?.stringValue ?? "it broke"); recover it, see 'sidestep help migrate'")
         case "cancelled": throw Refusal(.cancelled, "\(name): cancelled; the guest runs on here")
         default:
             let reason = answer["error-desc"]?.stringValue ?? "the migration failed"
@@ -109,7 +139,9 @@ struct Migrate: ParsableCommand {
             do throws(QMPConnection.Failure) { answer = try connection.qmp.run("query-migrate") } catch {
                 throw Refusal(.lost, "\(connection.entry.name): the guest's process went away: \(error)")
             }
-            if ["completed", "failed", "cancelled", nil].contains(answer["status"]?.stringValue) { return answer }
+            if ["completed", "failed", "cancelled", "postcopy-paused", nil].contains(answer["status"]?.stringValue) {
+                return answer
+            }
             view.show(answer)
             usleep(pollMicroseconds)
             pollMicroseconds = min(200_000, pollMicroseconds * 2)

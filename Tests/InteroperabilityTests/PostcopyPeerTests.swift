@@ -1,0 +1,130 @@
+import LinuxCalls
+import ProcessTestKit
+import Testing
+
+/// What a guest does all the time, and how it says that all is as it was.
+private enum BusyGuest {
+    static let prepare =
+        "modules ext4; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; memory-test 4 0 >/tmp/m 2>&1 & x=kept; "
+        + "dd if=/dev/urandom of=/mnt/from-guest bs=64k count=8 2>/dev/null; md5sum </mnt/from-guest "
+        + ">/mnt/from-guest.md5; sync; echo prepared $((1 + 1))\n"
+    static func check(_ round: Int) -> String {
+        "echo 3 >/proc/sys/vm/drop_caches; a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); "
+            + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && ! grep -qi -e bad -e wrong -e mismatch /tmp/m "
+            + "&& [ $(jobs | grep -c Running) = 1 ] && echo same $((\(round) + 0)) end || echo differs $(cat /tmp/m)\n"
+    }
+    static let finish = "cd /; kill %1; umount /mnt && echo unmounted $((1 + 1)); poweroff -f\n"
+}
+
+@Suite(
+    "Postcopy between stock QEMU and Sidestep", .serialized,
+    .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+    .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"),
+    .enabled(if: Requirement.qemu.isMet, "\(Requirement.qemu)"))
+struct PostcopyPeerTests {
+    private static let postcopy =
+        #"{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [{"capability": "postcopy-ram", "state": true}]}}"#
+
+    private func check(_ program: RunningProgram, round: Int) throws {
+        program.output.skipToEnd()
+        try program.type(BusyGuest.check(round))
+        let answer = try program.output.wait(seconds: 60, what: "the answer of round \(round)") { line in
+            line.hasPrefix("same \(round) ") || line.hasPrefix("differs") ? line : nil
+        }
+        #expect(answer.hasPrefix("same"), "\(answer)")
+    }
+
+    private func waitForSocket(_ path: String) throws {
+        try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 30)
+    }
+
+    private func waitFor(_ text: String, _ stock: StockMachine) throws {
+        let deadline = ContinuousClock.now + .seconds(60)
+        var answer = ""
+        while ContinuousClock.now < deadline {
+            answer = try stock.command(#"{"execute": "query-migrate"}"#)
+            if answer.contains("\"\(text)\"") { return }
+        }
+        Issue.record("QEMU does not come to \(text): \(answer)")
+    }
+
+    private func waitFor(_ text: String, _ guest: String, _ run: MonitorRun) throws {
+        for _ in 0..<600 {
+            if try run.command(["status", guest]).output.contains(text) { return }
+            _ = try HostTools.run("sleep", ["0.05"])
+        }
+        Issue.record("\(guest) does not come to \(text): \(try run.command(["status", guest]).output)")
+    }
+
+    @Test(
+        "a guest goes there and comes back, on the way its channel breaks and is recovered; no byte is wrong, its disk clean",
+        arguments: ["7.2", "10.0"])
+    func thereAndBack(release: String) throws {
+        let kind = StockKind(release: release)
+        guard kind.isHere else { return }
+        let run = try MonitorRun()
+        let disk = try TestDisk(in: run.directory)
+        let source = try run.debian(
+            words: "quiet notick", withDisk: true, ["--compat", kind.layout, "--disk", "path=\(disk.path)"],
+            name: "source")
+        try source.wait(for: "~ # ", seconds: 120, partial: true)
+        try source.type(BusyGuest.prepare)
+        try source.wait(for: "prepared 2", seconds: 60)
+
+        // There: the source breaks the channel off.
+        let there = run.directory.file("there")
+        let stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock", incoming: "defer")
+        try stock.command(
+            Self.postcopy, #"{"execute": "migrate-incoming", "arguments": {"uri": "unix:\#(there)"}}"#)
+        for (command, arguments) in [
+            ("migrate-set-capabilities", #"{"capabilities": [{"capability": "postcopy-ram", "state": true}]}"#),
+            ("migrate-set-parameters", #"{"max-bandwidth": 10000000, "max-postcopy-bandwidth": 5000000}"#),
+            ("migrate", #"{"uri": "unix:\#(there)"}"#), ("migrate-start-postcopy", "{}"),
+        ] {
+            let answer = try run.command(["qmp", "source", command, arguments])
+            #expect(answer.end == .exited(status: 0), "\(command): \(answer.errors)")
+        }
+        try waitFor("postcopy-active", "source", run)
+        #expect(try run.command(["qmp", "source", "migrate-pause"]).end == .exited(status: 0))
+        try waitFor("postcopy-paused", stock)
+        let recovery = run.directory.file("recovery")
+        try stock.command(#"{"execute": "migrate-recover", "arguments": {"uri": "unix:\#(recovery)"}}"#)
+        try waitForSocket(recovery)
+        let move = try run.command(["migrate", "source", "unix:\(recovery)", "--resume"])
+        #expect(move.end == .exited(status: 0), "\(move.errors)")
+        try waitFor("completed", stock)
+        try check(stock.program, round: 1)
+
+        // Back: the destination does.
+        let back = run.directory.file("back")
+        let destination = try run.start(
+            ["--memory", "256M", "--compat", kind.layout, "--disk", "path=\(disk.path)", "--incoming", "unix:\(back)"],
+            name: "destination")
+        try waitForSocket(back)
+        try stock.command(
+            #"{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 10000000, "max-postcopy-bandwidth": 5000000}}"#,
+            #"{"execute": "migrate", "arguments": {"uri": "unix:\#(back)"}}"#)
+        try waitFor("active", stock)
+        try stock.command(#"{"execute": "migrate-start-postcopy"}"#)
+        try waitFor("postcopy-active", "destination", run)
+        try waitFor("postcopy-active", stock)
+        #expect(try run.command(["qmp", "destination", "migrate-pause"]).end == .exited(status: 0))
+        try waitFor("postcopy-paused", stock)
+        try waitFor("postcopy-paused", "destination", run)
+        let again = run.directory.file("again")
+        #expect(
+            try run.command(["qmp", "destination", "migrate-recover", #"{"uri": "unix:\#(again)"}"#]).end
+                == .exited(status: 0))
+        try waitForSocket(again)
+        try stock.command(#"{"execute": "migrate", "arguments": {"uri": "unix:\#(again)", "resume": true}}"#)
+        try waitFor("completed", stock)
+        try waitFor("completed", "destination", run)
+        try stock.quit()
+        try check(destination, round: 2)
+        try destination.type(BusyGuest.finish)
+        try destination.wait(for: "unmounted 2", seconds: 60)
+        try destination.waitForEnd(seconds: 60)
+        #expect(try disk.isClean())
+        #expect(try disk.holdsWhatTheGuestWrote())
+    }
+}
