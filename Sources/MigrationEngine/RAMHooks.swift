@@ -125,6 +125,10 @@ package protocol DestinationRAMHooks: AnyObject, Sendable {
 }
 
 extension DestinationRAMHooks {
+    package func loadContents(_ target: UnsafeMutableRawBufferPointer) throws(MigrationError) {
+        throw MigrationError(.capabilityMismatch, in: .postcopy, "the channel has no pages for a postcopy")
+    }
+
     package func loadDescriptor(_ input: StreamInput) throws(MigrationError) {
         throw MigrationError(.capabilityMismatch, in: input.phase, "the channel cannot take a page-flip pipe")
     }
