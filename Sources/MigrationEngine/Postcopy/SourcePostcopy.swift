@@ -153,10 +153,10 @@ extension SourceDriver {
 
     /// The destination has these: with `release-ram`, or over a channel that gives pages away, they are freed here.
     private func giveAway(_ runs: [PageRun]) throws(MigrationError) {
-        let isHooks = owner.hooks?.disposition == .givesAway && !postcopy.isRecovered
-        guard isHooks || configuration.has(.releaseRAM) else { return }
+        let gives = owner.hooks?.disposition == .givesAway
+        guard gives || configuration.has(.releaseRAM) else { return }
         for run in runs { postcopy.givenAway[run.reference.index].insert(run.pages) }
-        if isHooks { return try owner.hooks!.destinationHas(runs) }
+        if gives, !postcopy.isRecovered { return try owner.hooks!.destinationHas(runs) }
         for run in runs {
             do { try run.block.free(offset: run.offset, byteCount: run.byteCount) } catch {
                 throw MigrationError(
@@ -233,6 +233,8 @@ extension SourceDriver {
             sender.leaveHooks()
             postcopy.unconfirmed = []
             postcopy.isRecovered = true
+            // What was on its way and came: there is no answer to wait for any more.
+            try giveAway(sender.runsSentBefore([]))
             output.writer.writeCommand(.postcopyResume)
             try output.flush()
             while returnPath.resumeAcknowledged == nil { try returnPath.wait(in: .postcopy) }

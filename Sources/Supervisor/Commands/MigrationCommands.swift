@@ -72,7 +72,7 @@ extension CommandTable {
                 throw QMPError("Parameter '\(name)' is not supported: disks are not migrated")
             }
             if invocation.arguments["resume"]?.boolValue == true {
-                try supervisor.migration.resume(over: MigrationAddress(arguments: invocation.arguments))
+                try supervisor.migration.resume(over: MigrationRoute(arguments: invocation.arguments).main)
             } else {
                 try supervisor.migration.migrate(to: MigrationRoute(arguments: invocation.arguments))
             }
