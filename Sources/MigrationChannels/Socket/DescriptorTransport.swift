@@ -71,6 +71,7 @@ package final class DescriptorTransport: MigrationTransport {
     package convenience init(name: String, socket: OwnedDescriptor) throws(SystemCallError) {
         try self.init(name: name, reading: socket, writing: socket)
         GatheredIO.enlargeBuffers(of: socket, byteCount: 4 << 20)  // takes a few runs of pages
+        GatheredIO.sendAtOnce(socket)
     }
 
     /// The socket itself, for hooks that pass descriptors.
