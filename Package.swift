@@ -155,8 +155,8 @@ let package = Package(
         tests(
             "InteroperabilityTests",
             vocabulary + [
-                "LinuxCalls", "Machine", "MigrationStream", "MigrationEngine", "MigrationChannels", "Supervisor",
-                "ProcessTestKit",
+                "LinuxCalls", "Machine", "MigrationStream", "MigrationEngine", "MigrationChannels", "MonitorClient",
+                "QMPProtocol", "Supervisor", "ProcessTestKit",
             ]),
     ]
 )

@@ -2,6 +2,7 @@
 # The mirror (and any proxy or credentials apt is configured with) is this machine's; no host is named here.
 #
 #   private_apt DIRECTORY ARCHITECTURE SUITE...   sets up DIRECTORY and brings the package lists up to date
+#   package_apt_from_nothing DIRECTORY            from now on nothing counts as installed
 #   package_apt get|cache ARGUMENT...             apt-get or apt-cache within that set-up
 #   unavailable MESSAGE                           says why something cannot be had and exits with status 69
 
@@ -69,10 +70,7 @@ private_apt() {
         -o Dir::Etc::SourceList="$directory/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o APT::Architecture="$architecture" -o APT::Architectures::="$architecture" -o APT::Sandbox::User=root
         -o Acquire::Retries=3 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 -o Debug::NoLocking=1 -qq)
-    if [ "$architecture" != "$(dpkg --print-architecture)" ]; then
-        : > "$directory/status"
-        _package_apt_options+=(-o Dir::State::status="$directory/status")
-    fi
+    if [ "$architecture" != "$(dpkg --print-architecture)" ]; then package_apt_from_nothing "$directory"; fi
     # apt-get answers 0 with a warning when a mirror cannot be reached; the lists tell. A mirror that is busy for a moment gets
     # two more chances.
     local attempt
@@ -83,6 +81,11 @@ private_apt() {
     done
     ls "$directory"/lists/*_Packages* >/dev/null 2>&1 \
         || unavailable "the package lists cannot be had: $(tail -n 1 "$directory/update.log")"
+}
+
+package_apt_from_nothing() {
+    : > "$1/status"
+    _package_apt_options+=(-o Dir::State::status="$1/status")
 }
 
 package_apt() {

@@ -6,8 +6,8 @@ import SystemPackage
 
 /// A raw disk image: a file, or a block device, whose bytes are the disk's.
 ///
-/// An image is locked (open-file-description lock, as QEMU takes for its images but over the whole file): alone when it is
-/// written, together with other readers when it is not. The lock belongs to the open file and crosses with the descriptor.
+/// An image is locked (see ``ImageLock``): alone when it is written, together with other readers when it is not. The lock belongs
+/// to the open file and crosses with the descriptor.
 ///
 /// A guest that comes from stock QEMU brings no descriptor, and QEMU keeps its own lock until it has let go: open with
 /// `isLocking` false and call ``lock()`` before the guest runs. One that goes there needs ``unlock()`` before QEMU runs it.
@@ -62,7 +62,7 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
     /// - Throws: With the name of who has it, if that can be found out.
     package func lock() throws(BackendError) {
         let isLocked = try backendCall("cannot lock disk image \(path)") { () throws(SystemCallError) in
-            try FileLock.take(isReadOnly ? .shared : .exclusive, on: file)
+            try ImageLock.take(file, forWriting: !isReadOnly)
         }
         holdsLock.store(isLocked, ordering: .relaxed)
         guard !isLocked else { return }

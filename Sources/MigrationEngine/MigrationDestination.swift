@@ -270,7 +270,9 @@ final class DestinationDriver {
                     .unknownSection, in: machine.phase, "this machine has no section ram \(header.instance)")
             }
             try advance(.ramSection, "section ram")
-            try receiver.receiveSection(header, from: input)
+            do throws(MigrationError) { try receiver.receiveSection(header, from: input) } catch {
+                throw error.inSection("ram")
+            }
             publish()
         } else {
             guard header.kind == .full else {
@@ -306,8 +308,12 @@ final class DestinationDriver {
             }
         } catch {
             var error = error
-            if error.code == .stateRejected || error.code == .streamMalformed {
+            if error.code == .stateRejected {
                 error.message = "section \(header.name) \(header.instance) was not taken"
+            } else if error.code == .streamMalformed {
+                error.message =
+                    "section \(header.name) \(header.instance) was not taken; it is from a release that is not "
+                    + "understood, or damaged"
             } else if error.code == .channelClosed {
                 error.message =
                     "the stream ended inside section \(header.name) \(header.instance); take it from the source again"

@@ -51,6 +51,16 @@ package struct MigrationError: Error, Sendable, CustomStringConvertible {
         self.cause = cause
     }
 
+    /// The same, naming the section that it happened in unless the message has said it.
+    func inSection(_ name: String) -> MigrationError {
+        guard [.streamMalformed, .channelClosed, .limitExceeded, .ramMismatch].contains(code),
+            !message.contains("section \(name)")
+        else { return self }
+        var error = self
+        error.message = "in section \(name), \(message)"
+        return error
+    }
+
     package var description: String {
         var text = "migration failed in phase \(phase.rawValue): \(message)"
         if let cause { text += ": \(cause)" }

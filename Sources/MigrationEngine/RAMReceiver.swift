@@ -82,7 +82,9 @@ package final class RAMReceiver {
         switch header.kind {
         case .start:
             guard !hasStarted else {
-                throw MigrationError(.doubledSection, in: input.phase, "section ram came twice")
+                throw MigrationError(
+                    .doubledSection, in: input.phase,
+                    "section ram came twice; the stream is damaged, take it from the source again")
             }
             hasStarted = true
         case .end: hasEnded = true
@@ -313,10 +315,14 @@ package final class RAMReceiver {
     /// The RAM is all here as far as the stream can say.
     package func requireComplete() throws(MigrationError) {
         guard hasStarted else {
-            throw MigrationError(.missingSection, in: .commit, "the stream ended without section ram")
+            throw MigrationError(
+                .missingSection, in: .commit,
+                "the stream ended without section ram; it is damaged, take it from the source again")
         }
         guard hasEnded else {
-            throw MigrationError(.missingSection, in: .commit, "the stream ended before the end of section ram")
+            throw MigrationError(
+                .missingSection, in: .commit,
+                "the stream ended before the end of section ram; it is damaged, take it from the source again")
         }
     }
 }

@@ -91,13 +91,17 @@ package import MigrationStream
     static func migrationError(_ error: StreamError, in phase: MigrationPhase, _ isAtEnd: Bool) -> MigrationError {
         switch error.reason {
         case .truncated where isAtEnd:
-            MigrationError(.channelClosed, in: phase, "the stream ended too early", cause: error)
+            MigrationError(
+                .channelClosed, in: phase, "the stream ended too early; take it from the source again", cause: error)
         case .limitExceeded: MigrationError(.limitExceeded, in: phase, "the stream asks for too much", cause: error)
         case .state: MigrationError(.stateRejected, in: phase, "a component did not take its state", cause: error)
         case .unknownBlock, .blockDiffers:
             MigrationError(
                 .ramMismatch, in: phase, "RAM differs; give both sides the same machine and the same RAM", cause: error)
-        default: MigrationError(.streamMalformed, in: phase, "the stream is malformed", cause: error)
+        default:
+            MigrationError(
+                .streamMalformed, in: phase,
+                "the stream is malformed; it is damaged, or from a release that is not understood", cause: error)
         }
     }
 

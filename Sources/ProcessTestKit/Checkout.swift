@@ -54,6 +54,9 @@ package struct Requirement: Sendable, Hashable, CustomStringConvertible {
         Checkout.exists(DebianGuest.pcImage) && Checkout.exists(DebianGuest.pcInitramfsWithDisk),
         "no Debian guest for amd64: Guests/debian/fetch --architecture amd64 and make-initramfs, which need a Debian mirror"
     )
+    package static let qemu11 = Requirement(
+        Checkout.exists(StockQEMUBuild.eleven),
+        "no QEMU 11.1 beside the installed one: Guests/qemu/fetch --version 11.1")
 
     package static func program(_ name: String, package: String) -> Requirement {
         Requirement(HostTools.path(of: name) != nil, "no \(name): Debian package \(package)")
@@ -90,4 +93,5 @@ package enum StockQEMUBuild {
     package static let releases = ["7.2", "10.0"]
     /// For x86-64, of a release.
     package static func pc(_ release: String) -> String { "\(Checkout.cache)/qemu-\(release)/qemu-system-x86_64" }
+    package static let eleven = "\(Checkout.cache)/qemu-11.1/qemu-system-riscv64"
 }

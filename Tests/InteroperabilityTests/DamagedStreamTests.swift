@@ -103,8 +103,7 @@ import Testing
         for (index, section) in whole.sections.enumerated() {
             var edited = whole
             edited.sections.removeSubrange((index + 1)...)
-            // The footer, the end and the description are 5 + 1 + 7 bytes.
-            let bytes = Array(edited.bytes.dropLast(5 + 1 + 7 + 1))
+            let bytes = Array(edited.bytes.dropLast(edited.tailByteCount + 1))
             let (outcome, progress, _) = attempt.run(bytes)
             #expect(outcome == .guestStayed && progress.error?.code == .channelClosed, "\(section.name)")
             #expect(progress.error?.message.contains(section.header.name) == true, "\(progress.error!)")
@@ -140,5 +139,55 @@ import Testing
         edited.blocks.removeLast()
         attempt.expectRefusal(edited, "a block less", .ramMismatch, saying: "no RAM block")
         attempt.machine.shutDown()
+    }
+
+    @Test("one whose section ram is missing, has no end, or is damaged in another way", arguments: streams)
+    func ram(name: String) throws {
+        let attempt = try Attempt(name)
+        for damage in EditedStream.RAMDamage.allCases {
+            var edited = EditedStream(attempt.captured)
+            edited.ram = damage
+            attempt.expectRefusal(edited, "ram \(damage)", nil, saying: "section ram", "; ")
+        }
+        attempt.machine.shutDown()
+    }
+
+    @Test("a bridge passes none with a section missing or doubled, or a cut one that it rewrites", arguments: streams)
+    func bridged(name: String) throws {
+        let whole = EditedStream(try CapturedStream(name))
+        let target: StateLayout = name.hasSuffix("7.2") ? .qemu10_0 : .qemu11_1
+        func expectRefusal(_ edited: EditedStream, _ what: String, _ word: String) {
+            let source = Sink(hasReturnPath: true)
+            let relay = StreamRelay(from: ReplayedTransport(edited.bytes, then: source), to: Sink())
+            var rewriter = BridgeRewriter(target: target, judgesQueues: false)
+            do {
+                try relay.run(&rewriter)
+                Issue.record("\(name): \(what) passed")
+            } catch { #expect(error.description.contains(word), "\(name): \(what): \(error)") }
+            #expect(source.bytes == [0, 1, 0, 4, 0, 0, 0, 1], "\(name): \(what)")
+        }
+        for (index, section) in whole.sections.enumerated() {
+            var edited = whole
+            edited.sections.remove(at: index)
+            expectRefusal(edited, "without \(section.name)", section.header.name)
+            edited = whole
+            edited.sections.insert(section, at: index)
+            expectRefusal(edited, "\(section.name) twice", section.name)
+            guard ["cpu", "cpu_common", "timer", "riscv_mtimer"].contains(section.header.name) else { continue }
+            edited = whole
+            edited.sections[index].body.removeLast()
+            expectRefusal(edited, "\(section.name) cut", section.header.name)
+            edited = whole
+            edited.sections[index].body.append(0)
+            expectRefusal(edited, "\(section.name) too long", section.header.name)
+            edited = whole
+            edited.sections[index].header.version += 90
+            expectRefusal(edited, "\(section.name) newer", section.header.name)
+        }
+        for damage in EditedStream.RAMDamage.allCases {
+            var edited = whole
+            edited.ram = damage
+            expectRefusal(edited, "ram \(damage)", "section ram")
+        }
     }
 }

@@ -2,26 +2,6 @@ import LinuxCalls
 import ProcessTestKit
 import Testing
 
-/// What a guest has to say about itself, wherever it runs: a busy loop and a memory checker go on all the time, a file
-/// system is mounted, and a shell on the console remembers.
-private enum Guest {
-    static let prepare =
-        "modules ext4; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; (while :; do :; done) & memory-test 4 0 >/tmp/m 2>&1 & "
-        + "x=kept; dd if=/dev/urandom of=/mnt/from-guest bs=64k count=8 2>/dev/null; md5sum </mnt/from-guest "
-        + ">/mnt/from-guest.md5; echo prepared $((1 + 1))\n"
-
-    /// Prints the time since boot, and that all is as it was.
-    static func check(_ round: Int) -> String {
-        "echo round-\(round) >>/mnt/rounds; sync; echo 3 >/proc/sys/vm/drop_caches; "
-            + "a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); "
-            + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && [ $(wc -l </mnt/rounds) = \(round) ] "
-            + "&& ! grep -qi -e bad -e wrong -e mismatch /tmp/m && [ $(jobs | grep -c Running) = 2 ] "
-            + "&& echo same $((\(round) + 0)) $(cut -d. -f1 /proc/uptime) end || echo differs $(jobs) $(cat /tmp/m)\n"
-    }
-
-    static let finish = "cd /; kill %1 %2; umount /mnt && echo unmounted $((1 + 1)); poweroff -f\n"
-}
-
 @Suite(
     "A guest between stock QEMU and Sidestep", .serialized,
     .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
@@ -29,108 +9,50 @@ private enum Guest {
     .enabled(if: Requirement.qemu.isMet, "\(Requirement.qemu)"))
 struct StockPeerTests {
     static let isFull = Environment.all["SIDESTEP_FULL"] != nil
-    static let kinds: [StockKind] =
-        isFull
-        ? ["7.2", "10.0"].flatMap { release in
-            [1, 4].flatMap { harts in
-                [false, true].map { StockKind(release: release, harts: harts, isLegacy: $0) }
+    static let kinds: [StockKind] = {
+        let all =
+            isFull
+            ? StockKind.releases.flatMap { release in
+                [1, 4].flatMap { harts in
+                    [false, true].map { StockKind(release: release, harts: harts, isLegacy: $0) }
+                }
             }
-        }
-        : [StockKind(release: "7.2", harts: 1, isLegacy: true), StockKind(release: "10.0", harts: 4, isLegacy: false)]
-    static let transports = ["unix", "tcp", "fd", "exec", "file"]
+            : [
+                StockKind(release: "7.2", harts: 1, isLegacy: true), StockKind(release: "10.0", harts: 4),
+                StockKind(release: "11.1", harts: 1),
+            ]
+        return all.filter(\.isHere)
+    }()
 
-    private func seconds(_ line: String) throws -> Int {
-        let words = line.split(separator: " ")
-        return try #require(words.count == 4 ? Int(words[2]) : nil, "\(line)")
-    }
-
-    /// Asks the guest, by the console of whoever has it now.
-    private func check(_ program: RunningProgram, round: Int, after uptime: inout Int) throws {
-        program.output.skipToEnd()
-        try program.type(Guest.check(round))
-        let now = try seconds(
-            try program.output.wait(seconds: 60, what: "the answer of round \(round)") { line in
-                line.hasPrefix("same \(round) ") && line.hasSuffix(" end") || line.hasPrefix("differs") ? line : nil
-            })
-        // It goes on, and not by leaps: its clock stood still while it moved.
-        #expect(now >= uptime && now < uptime + 120)
-        uptime = now
-    }
-
-    private func waitForSocket(_ path: String) throws {
-        try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 30)
-    }
-
-    /// Where the source sends to, and where the destination reads from; between the two sides the kinds differ.
-    private func uris(_ transport: String, _ run: MonitorRun, _ name: String) -> (source: String, destination: String) {
-        let path = run.directory.file(name)
-        switch transport {
-        case "tcp":
-            let port = 20000 + Int.random(in: 0..<20000)
-            return ("tcp:127.0.0.1:\(port)", "tcp:127.0.0.1:\(port)")
-        case "exec": return ("exec:socat -u - UNIX-CONNECT:\(path)", "unix:\(path)")
-        case "fd": return ("unix:\(path)", "exec:socat -u UNIX-LISTEN:\(path) -")
-        case "file": return ("exec:cat >\(path)", "file:\(path)")
-        default: return ("unix:\(path)", "unix:\(path)")
+    /// How the rounds of a kind go: with SIDESTEP_FULL each kind by each way, ten rounds and more; else each way once or twice
+    /// among all kinds.
+    static func transports(of kind: StockKind) -> [PeerTransport] {
+        if isFull { return PeerTransport.allCases + [.unix, .tcp] }
+        switch kind.release {
+        case "7.2": return [.unix, .tcp, .fd, .exec, .file]
+        case "10.0": return [.unixToDescriptor, .file, .fd, .unixToExec]
+        default: return [.unix, .file, .execToUnix]
         }
     }
 
     @Test("goes round and round: nothing lost, no byte wrong, disk clean", arguments: kinds)
     func rounds(kind: StockKind) throws {
-        guard kind.isHere else { return }
         let run = try MonitorRun()
         let disk = try TestDisk(in: run.directory)
-        var stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock0")
-        try stock.program.wait(for: "~ # ", seconds: 120, partial: true)
-        try stock.program.type(Guest.prepare)
-        try stock.program.wait(for: "prepared 2", seconds: 60)
-        var uptime = 0
-        var count = 0
-        for round in 1...(Self.isFull ? 10 : 5) {
-            let transport = Self.transports[(round - 1) % Self.transports.count]
-            // In. A file is there before anybody reads it.
-            let (from, at) = uris(transport, run, "in\(round)")
-            var received: RunningProgram?
-            func receive() throws {
-                received = try RunningProgram(
-                    Checkout.tool,
-                    ["receive", "guest", at, "--console", "stdio", "--disk", "path=\(disk.path)"], name: "sidestep",
-                    environment: run.environment)
-            }
-            if transport == "file" {
-                let left = try stock.migrate(to: from, returnPath: false)
-                #expect(left.contains("completed"), "\(left)")
-                try receive()
-            } else {
-                try receive()
-                if at.hasPrefix("unix:") {
-                    try waitForSocket(String(at.dropFirst(5)))
-                } else if from.hasPrefix("unix:") {
-                    try waitForSocket(String(from.dropFirst(5)))
-                } else {
-                    try received?.errors.wait(for: "waiting for the guest", seconds: 30)
-                }
-                let left = try stock.migrate(to: from, returnPath: ["unix", "tcp"].contains(transport))
-                #expect(left.contains("completed") && left.contains("postmigrate"), "\(transport): \(left)")
-            }
-            let guest = try #require(received)
-            count += 1
-            try check(guest, round: count, after: &uptime)
+        let crossing = PeerCrossing(run: run, disk: disk.path)
+        var stock = try PeerMachine(kind, in: run, disk: disk.path, name: "stock0")
+        var guest = try LiveGuest(booting: stock.program)
+        for (index, transport) in Self.transports(of: kind).enumerated() {
+            let round = "round \(index + 1) by \(transport.rawValue)"
+            let (here, answer) = try crossing.takeIn(stock, by: transport, "in\(index)")
+            #expect(answer.hasLeft, "\(round): \(answer); \(here.errors.tail)")
+            try guest.check(here, "\(round), in")
+            #expect(try stock.runState == "postmigrate")
             try stock.quit()
-
-            // Out.
-            let (to, back) = uris(transport == "file" ? "exec" : transport, run, "out\(round)")
-            stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock\(round)", incoming: back)
-            if to.hasPrefix("unix:") { try waitForSocket(String(to.dropFirst(5))) }
-            if back.hasPrefix("unix:") { try waitForSocket(String(back.dropFirst(5))) }
-            let move = try run.command(["migrate", "guest", to, "--compat", kind.layout])
-            #expect(move.end == .exited(status: 0), "\(transport): \(move.errors)")
-            count += 1
-            try check(stock.program, round: count, after: &uptime)
+            stock = try crossing.giveBack(kind, by: transport, "out\(index)")
+            try guest.check(stock.program, "\(round), out")
         }
-        try stock.program.type(Guest.finish)
-        try stock.program.wait(for: "unmounted 2", seconds: 60)
-        try stock.program.waitForEnd(seconds: 60)
+        try LiveGuest.end(stock.program)
         #expect(try disk.isClean())
         #expect(try disk.holdsWhatTheGuestWrote())
     }
@@ -139,7 +61,7 @@ struct StockPeerTests {
     func refused() throws {
         let run = try MonitorRun()
         let disk = try TestDisk(in: run.directory)
-        let stock = try StockMachine(StockKind(), in: run, disk: disk.path, name: "stock", words: "")
+        let stock = try PeerMachine(StockKind(), in: run, disk: disk.path, name: "stock", words: "")
         try stock.program.wait(for: "TICK 1 ", seconds: 120)
         let path = run.directory.file("in")
         let receiver = try RunningProgram(
@@ -147,25 +69,76 @@ struct StockPeerTests {
             environment: run.environment)
         try waitForSocket(path)
         let answer = try stock.migrate(to: "unix:\(path)", returnPath: true)
-        #expect(answer.contains("failed") && answer.contains("\"running\""), "\(answer)")
+        #expect(answer.status == "failed" && answer.runState == "running", "\(answer)")
         #expect(try receiver.waitForEnd(seconds: 30) == .exited(status: 65))
         try receiver.errors.wait(for: "the guest has 1 disks (32M), 0 images are given", seconds: 10)
         stock.program.output.skipToEnd()
         try stock.program.wait(for: "TICK ", seconds: 30)
     }
 
-    @Test("one that boots here goes to each release with its default processor", arguments: ["7.2", "10.0"])
-    func ours(release: String) throws {
-        let kind = StockKind(release: release)
-        guard kind.isHere else { return }
+    @Test(
+        "a stopped source leaves its guest paused here, a running one running; it never runs on there",
+        arguments: StockKind.releases.map { StockKind(release: $0) }.filter(\.isHere))
+    func stopped(kind: StockKind) throws {
+        let run = try MonitorRun()
+        let disk = try TestDisk(in: run.directory)
+        let crossing = PeerCrossing(run: run, disk: disk.path)
+        var stock = try PeerMachine(kind, in: run, disk: disk.path, name: "stock", words: "")
+        try stock.program.wait(for: "TICK 1 ", seconds: 120)
+        try stock.command("stop")
+        stock.program.output.skipToEnd()
+        let (paused, answer) = try crossing.takeIn(stock, by: .unix, "stopped")
+        #expect(answer.hasLeft, "\(answer)")
+        let status = try run.command(["status", "guest"])
+        #expect(status.output.contains("guest is paused"), "\(status.output)\(status.errors)")
+        try HostTools.need("sleep", ["2"])
+        #expect(!paused.output.text.contains("TICK"), "\(paused.output.tail)")
+        #expect(try run.command(["resume", "guest"]).end == .exited(status: 0))
+        let first = try number(try paused.wait(for: "TICK ", seconds: 30))
+        try stock.quit()
+
+        // And back, and here again, running.
+        stock = try crossing.giveBack(kind, by: .unix, "back")
+        let second = try number(try stock.program.wait(for: "TICK ", seconds: 30))
+        #expect(second > first)
+        let (running, other) = try crossing.takeIn(stock, by: .unix, "running")
+        #expect(other.hasLeft, "\(other)")
+        let third = try number(try running.wait(for: "TICK ", seconds: 30))
+        #expect(third > second)
+        // There it stands still, and cannot be made to run: the disk is ours.
+        stock.program.output.skipToEnd()
+        let standing = try registers(of: stock)
+        try running.wait(for: "TICK ", seconds: 30)
+        #expect(try registers(of: stock) == standing)
+        #expect(throws: (any Error).self) { try stock.command("cont") }
+        #expect(try stock.runState != "running")
+        try running.wait(for: "TICK ", seconds: 30)
+    }
+
+    /// Program counter and general registers; counters and timers follow the host's clocks.
+    private func registers(of stock: PeerMachine) throws -> [String] {
+        let lines = try stock.humanCommand("info registers -a").split(whereSeparator: \.isNewline).map(String.init)
+        let wanted = lines.filter { $0.hasPrefix(" pc ") || $0.contains("/") }
+        #expect(wanted.count > 8)
+        return wanted
+    }
+
+    private func number(_ line: String) throws -> Int {
+        let words = line.split(separator: " ")
+        return try #require(words.count == 3 ? Int(words[1]) : nil, "\(line)")
+    }
+
+    @Test(
+        "one that boots here goes to each release with its default processor",
+        arguments: StockKind.releases.map { StockKind(release: $0) }.filter(\.isHere))
+    func ours(kind: StockKind) throws {
         let run = try MonitorRun()
         let disk = try TestDisk(in: run.directory)
         let guest = try run.debian(
             words: "quiet", withDisk: true, ["--compat", kind.layout, "--disk", "path=\(disk.path)"])
         try guest.wait(for: "TICK 1 ", seconds: 120)
         let path = run.directory.file("out")
-        let stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock", incoming: "unix:\(path)")
-        try waitForSocket(path)
+        let stock = try PeerMachine(kind, in: run, disk: disk.path, name: "stock", incoming: "unix:\(path)")
         let move = try run.command(["migrate", "guest", "unix:\(path)"])
         #expect(move.end == .exited(status: 0), "\(move.errors)")
         try stock.program.wait(for: "TICK ", seconds: 20)

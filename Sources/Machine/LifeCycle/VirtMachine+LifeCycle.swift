@@ -136,6 +136,8 @@ extension VirtMachine {
         timers.pause()
         for device in devices { device.quiesce() }
         clock.pause()
+        // A timer that came due after the timers' thread stopped: by the time that the clock shows its interrupt is there.
+        aclint.refresh()
     }
 
     private func release() {

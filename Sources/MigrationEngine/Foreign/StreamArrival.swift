@@ -14,7 +14,9 @@ package final class StreamArrival {
         package var blocks: [RAMBlock]
         package var sections: [UnreadSection]
         var hasReturnPath: Bool
-        /// What was received behind the end of the stream.
+        /// The self-description, when the source sent one.
+        var description: [UInt8]?
+        /// What was received behind it.
         var rest: [UInt8]
 
         /// The stream without its pages, and then what the channel still brings.
@@ -36,6 +38,7 @@ package final class StreamArrival {
             }
             for section in sections { section.write(to: writer) }
             writer.writeEndOfStream()
+            if let description { writer.writeDescription(description) }
             writer.write(rest)
             return ReplayedTransport(writer.bytes, then: transport)
         }
@@ -112,43 +115,55 @@ package final class StreamArrival {
                 stream = received
             case .section(let header) where header.name == "ram":
                 input.phase = .precopy
-                if receiver == nil {
-                    let options = RAMSender.options(configuration)
-                    let list =
-                        options.isMapped
-                        ? try input.peekMappedBlockList(version: header.version, options: options, limits: limits)
-                        : try input.peekBlockList(version: header.version, options: options, limits: limits)
-                    let memory: [RAMBlock]
-                    do { memory = try makeBlocks(list) } catch {
-                        throw MigrationError(.ramMismatch, in: .setup, "RAM differs", cause: error)
-                    }
-                    receiver = RAMReceiver(
-                        guest: MemoryOnly(memory), configuration: configuration, hooks: hooks)
+                do throws(MigrationError) { try receiveRAM(header, input, &reader, &receiver) } catch {
+                    throw error.inSection("ram")
                 }
-                try receiver?.receiveSection(header, from: input)
-                try input.decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.endSection(&cursor) }
             case .section(let header):
                 input.phase = .switchover
                 guard header.kind == .full else {
                     throw MigrationError(
                         .unknownSection, in: .switchover, "no machine here has an iterating section \(header.name)")
                 }
-                sections.append(try input.takeSection(header, &reader, limits: limits))
+                try sections.add(try input.takeSection(header, &reader, limits: limits))
             case .command(let command): try obey(command)
             case .endOfStream:
                 guard let stream, let receiver else {
-                    throw MigrationError(.missingSection, in: .commit, "the stream ended without section ram")
+                    throw MigrationError(
+                        .missingSection, in: .commit,
+                        "the stream ended without section ram; it is damaged, take it from the source again")
                 }
+                input.phase = .commit
                 try receiver.requireComplete()
+                let description = try input.takeDescription(&reader)
+                if let description { try sections.requireAll(of: description) }
                 let rest = try input.decode { (cursor: inout StreamCursor) throws(StreamError) in
                     try cursor.readBytes(cursor.remaining)
                 }
                 return Contents(
                     configuration: stream, blocks: receiver.blocks, sections: sections, hasReturnPath: output != nil,
-                    rest: rest)
+                    description: description, rest: rest)
             case .description: break
             }
         }
+    }
+
+    private func receiveRAM(
+        _ header: SectionHeader, _ input: StreamInput, _ reader: inout StreamReader, _ receiver: inout RAMReceiver?
+    ) throws(MigrationError) {
+        if receiver == nil {
+            let options = RAMSender.options(configuration)
+            let list =
+                options.isMapped
+                ? try input.peekMappedBlockList(version: header.version, options: options, limits: limits)
+                : try input.peekBlockList(version: header.version, options: options, limits: limits)
+            let memory: [RAMBlock]
+            do { memory = try makeBlocks(list) } catch {
+                throw MigrationError(.ramMismatch, in: .setup, "RAM differs", cause: error)
+            }
+            receiver = RAMReceiver(guest: MemoryOnly(memory), configuration: configuration, hooks: hooks)
+        }
+        try receiver?.receiveSection(header, from: input)
+        try input.decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.endSection(&cursor) }
     }
 
     private func obey(_ command: StreamCommand) throws(MigrationError) {

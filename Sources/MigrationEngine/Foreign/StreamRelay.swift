@@ -1,6 +1,6 @@
 import GuestMemory
 import Glibc
-import MigrationStream
+package import MigrationStream
 import Synchronization
 
 /// Passes a live stream from one channel to another, RAM as it comes and in memory that does not grow, and the state of
@@ -15,11 +15,15 @@ package final class StreamRelay: Sendable {
         func drops(block name: String) -> Bool
         /// Whether the destination knows the command that announces the final phase.
         var passesSwitchoverStart: Bool { get }
+        /// Said when the destination has refused what was sent.
+        var hints: [String] { get }
         /// The contents of a page that may be the first of a device tree, and of those that follow it.
         mutating func look(at page: UnsafeRawBufferPointer, block: String, offset: UInt64)
-        /// The sections as the destination wants them, and the self-description for them.
+        /// The sections as the destination wants them.
+        /// - Parameter description: The source's self-description, to be made one of what goes; nil when it sent none.
         /// - Throws: When the guest cannot go there; the source is told and keeps it.
-        mutating func rewrite(_ sections: [UnreadSection]) throws -> [UnreadSection]
+        mutating func rewrite(_ sections: [UnreadSection], _ description: inout VMDescription?) throws
+            -> [UnreadSection]
     }
 
     /// What has passed so far.
@@ -56,6 +60,9 @@ package final class StreamRelay: Sendable {
             try flow.run(&rewriter)
         } catch {
             flow.refuse()
+            guard error.code == .peerRefused, !rewriter.hints.isEmpty else { throw error }
+            var error = error
+            error.message += "; \(rewriter.hints.joined(separator: "; "))"
             throw error
         }
     }
@@ -120,7 +127,7 @@ package final class StreamRelay: Sendable {
                     output.writer.writeConfiguration(configuration)
                 case .section(let header) where header.name == "ram":
                     phase = header.kind == .end ? .switchover : .precopy
-                    try passRAM(header, &rewriter)
+                    do throws(MigrationError) { try passRAM(header, &rewriter) } catch { throw error.inSection("ram") }
                 case .section(let header):
                     phase = .switchover
                     guard header.kind == .full else {
@@ -128,10 +135,16 @@ package final class StreamRelay: Sendable {
                             .unknownSection, in: phase,
                             "section \(header.name) iterates, which cannot be bridged; start the source without it")
                     }
-                    sections.append(try input.takeSection(header, &reader, limits: relay.limits))
+                    try sections.add(try input.takeSection(header, &reader, limits: relay.limits))
                 case .command(let command): try pass(command, rewriter.passesSwitchoverStart)
                 case .endOfStream:
                     phase = .commit
+                    guard ramIsWhole else {
+                        throw MigrationError(
+                            .missingSection, in: phase,
+                            "the stream ended before the end of section ram; it is damaged, take it from the source again"
+                        )
+                    }
                     return try finish(sections, &rewriter)
                 case .description: break
                 }
@@ -209,6 +222,7 @@ package final class StreamRelay: Sendable {
             try input.decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.endSection(&cursor) }
             output.writer.endSection(id: header.id)
             try output.flush()
+            ramIsWhole = header.kind == .end
         }
 
         private func passBlockList(_ rewriter: inout some Rewriter) throws(MigrationError) {
@@ -236,6 +250,8 @@ package final class StreamRelay: Sendable {
         }
 
         private var isDropped: [Bool] = []
+        /// The section's end has come.
+        private var ramIsWhole = false
         /// Bytes of a page that are still to come, and whether they are to pass.
         private var pageRest = 0
         private var pagePasses = true
@@ -344,8 +360,12 @@ package final class StreamRelay: Sendable {
         private func finish(
             _ sections: [UnreadSection], _ rewriter: inout some Rewriter
         ) throws(MigrationError) {
+            // Before anything goes: what the source describes must have come.
+            let json = try input.takeDescription(&reader)
+            if let json { try sections.requireAll(of: json) }
+            var description = json.flatMap { try? VMDescription.parse($0) }
             let rewritten: [UnreadSection]
-            do { rewritten = try rewriter.rewrite(sections) } catch {
+            do { rewritten = try rewriter.rewrite(sections, &description) } catch {
                 throw MigrationError(.stateRejected, in: .switchover, "the guest cannot go there", cause: error)
             }
             let kept = Set(rewritten.map(\.name))
@@ -354,10 +374,12 @@ package final class StreamRelay: Sendable {
             }
             for section in rewritten { section.write(to: output.writer) }
             output.writer.writeEndOfStream()
-            // The source's own describes what came, not what goes.
-            output.writer.writeDescription()
+            if let description {
+                output.writer.writeDescription(description.json)
+            } else {
+                output.writer.writeDescription()
+            }
             try output.flush()
-            try drainSource()
             if back != nil {
                 while verdict == nil { try passBack(timeoutMilliseconds: 1000) }
                 relay.source.close()
@@ -373,20 +395,6 @@ package final class StreamRelay: Sendable {
             if answersItself { sayToSource(.shut(status: 0)) }
             relay.destination.close()
             relay.source.close()
-        }
-
-        /// The source's self-description, so that it has nothing left to send.
-        private func drainSource() throws(MigrationError) {
-            while reader.isAwaitingDescription {
-                if input.buffer.count == 0 {
-                    guard try input.fill(timeoutMilliseconds: 1000), !input.isAtEnd else { return }
-                }
-                guard
-                    (try? input.decode { (cursor: inout StreamCursor) throws(StreamError) in
-                        try reader.next(&cursor)
-                    }) != nil
-                else { return }
-            }
         }
     }
 }

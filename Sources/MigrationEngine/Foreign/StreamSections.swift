@@ -54,6 +54,27 @@ extension StreamInput {
         }
     }
 
+    /// The self-description behind the end of the stream.
+    /// - Returns: Nil when none comes in time, or one that is cut or malformed: the state is whole without.
+    func takeDescription(_ reader: inout StreamReader) throws(MigrationError) -> [UInt8]? {
+        while reader.isAwaitingDescription {
+            if buffer.count == 0 {
+                guard try fill(timeoutMilliseconds: Self.descriptionMilliseconds), !isAtEnd else { return nil }
+            }
+            do throws(MigrationError) {
+                let record = try decode { (cursor: inout StreamCursor) throws(StreamError) in try reader.next(&cursor) }
+                if case .description(let json) = record { return json }
+            } catch {
+                if error.code == .cancelled { throw error }
+                return nil
+            }
+        }
+        return nil
+    }
+
+    /// How long a self-description may be late. Stock sources send one at once, but not every stream has it.
+    private static let descriptionMilliseconds = 1000
+
     /// The block list of the RAM section that begins here, left where it is.
     func peekBlockList(
         version: UInt32, options: RAMStreamOptions, limits: StreamLimits
@@ -110,6 +131,32 @@ extension StreamInput {
             } catch { throw Self.migrationError(error, in: phase, true) }
         }
         return decoder.blocks
+    }
+}
+
+extension [UnreadSection] {
+    mutating func add(_ section: UnreadSection) throws(MigrationError) {
+        guard !contains(where: { $0.name == section.name }) else {
+            throw MigrationError(
+                .doubledSection, in: .switchover,
+                "section \(section.name) came again; the stream is damaged, take it from the source again")
+        }
+        append(section)
+    }
+
+    /// Where nothing says what the machine has, the source's self-description does: what it describes must have come.
+    func requireAll(of json: [UInt8]) throws(MigrationError) {
+        guard let description = try? VMDescription.parse(json) else { return }
+        let here = Set(map { $0.name })
+        let missing = description.devices.map {
+            UnreadSection(header: SectionHeader(.full, id: 0, name: $0.name, instance: $0.instance), body: []).name
+        }.filter { !here.contains($0) }
+        guard missing.isEmpty else {
+            throw MigrationError(
+                .missingSection, in: .commit,
+                "the stream ended without section \(missing.joined(separator: ", ")), which the source describes; it is "
+                    + "damaged, take it from the source again")
+        }
     }
 }
 

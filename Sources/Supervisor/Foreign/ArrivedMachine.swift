@@ -40,7 +40,7 @@ struct ArrivedMachine {
     ) throws -> [RAMBlock] {
         let fixed = VirtMachine.fixedBlocks
         for name in [VirtMachine.ramName] + fixed.keys.sorted() where !list.contains(where: { $0.name == name }) {
-            throw Refusal("the source has no RAM block \(name): it is not the machine virt")
+            throw Refusal("the source has no RAM block \(name); start it with -M virt")
         }
         return try list.map { block in
             if block.name == VirtMachine.ramName {
@@ -54,7 +54,9 @@ struct ArrivedMachine {
                 }
             } else if let byteCount = fixed[block.name] {
                 guard block.byteCount == UInt64(byteCount) else {
-                    throw Refusal("RAM block \(block.name) has \(block.byteCount) bytes, \(byteCount) here")
+                    throw Refusal(
+                        "RAM block \(block.name) has \(block.byteCount) bytes, \(byteCount) here; start the source as a "
+                            + "plain machine virt")
                 }
             } else {
                 guard let byteCountMax = VirtMachine.surplusBlocks[block.name], block.byteCount <= byteCountMax else {
@@ -84,7 +86,7 @@ struct ArrivedMachine {
     /// - Throws: ``Refusal`` that names what is not there.
     mutating func complete(_ configuration: inout RunConfiguration, _ given: Given) throws(Refusal) {
         let harts = contents.sections.filter { $0.header.name == "cpu" }
-        guard !harts.isEmpty else { throw Refusal("the stream has no section cpu: it is not the machine virt") }
+        guard !harts.isEmpty else { throw Refusal("the stream has no section cpu; start the source with -M virt") }
         if !given.processorCount { configuration.processorCount = harts.count }
         let layout: StateLayout? =
             switch harts[0].header.version {
@@ -95,7 +97,7 @@ struct ArrivedMachine {
             }
         guard let layout else {
             throw Refusal(
-                "section cpu has version \(harts[0].header.version): the source is none of "
+                "section cpu has version \(harts[0].header.version); the source must be one of "
                     + RunConfiguration.compatibleReleases.joined(separator: ", "))
         }
         for block in contents.blocks where block.name == VirtMachine.ramName {

@@ -4,7 +4,7 @@ import GuestMemory
 import HostBackends
 import Machine
 package import MigrationEngine
-import MigrationStream
+package import MigrationStream
 
 /// Rewrites the state of a `virt` machine from one stock release's layout to another's.
 ///
@@ -14,11 +14,17 @@ package struct BridgeRewriter: StreamRelay.Rewriter {
     let target: StateLayout
     /// What the user says the source is; nil takes what comes.
     let expected: StateLayout?
+    /// What the destination may have to be started with, should it refuse.
+    package private(set) var hints: [String] = []
     private var tree: [UInt8] = []
     private var treeOffset: UInt64?
 
-    package init(target: StateLayout, expected: StateLayout? = nil) {
+    /// Whether queues that the destination cannot have are refused.
+    private let judgesQueues: Bool
+
+    package init(target: StateLayout, expected: StateLayout? = nil, judgesQueues: Bool = true) {
         self.target = target
+        self.judgesQueues = judgesQueues
         self.expected = expected
     }
 
@@ -48,13 +54,15 @@ package struct BridgeRewriter: StreamRelay.Rewriter {
     /// Sections that QEMU 7.2 does not have.
     private static let unknownTo7: Set<String> = ["virt_acpi_build"]
 
-    package mutating func rewrite(_ sections: [UnreadSection]) throws -> [UnreadSection] {
+    package mutating func rewrite(_ sections: [UnreadSection], _ description: inout VMDescription?) throws
+        -> [UnreadSection]
+    {
         let harts = sections.filter { $0.header.name == "cpu" }
         guard let version = harts.first?.header.version,
             let layout = StateLayout.allCases.first(where: { $0 != .native && Self.processorVersion($0) == version })
         else {
             throw Refusal(
-                "section cpu has \(harts.first.map { "version \($0.header.version)" } ?? "not come"): the source is none of "
+                "section cpu has \(harts.first.map { "version \($0.header.version)" } ?? "not come"); the source must be one of "
                     + RunConfiguration.compatibleReleases.joined(separator: ", "))
         }
         if let expected, expected != layout {
@@ -62,6 +70,13 @@ package struct BridgeRewriter: StreamRelay.Rewriter {
         }
         if let tree = GuestDeviceTree(tree), let reason = VirtMachine.obstacle(offered: tree.extensions, to: target) {
             throw Refusal("\(reason); it can only go where those are")
+        }
+        if target == .qemu11_1, judgesQueues {
+            let queues = sections.compactMap { QueueSizes($0) }
+            if let reason = queues.lazy.compactMap(\.obstacle).first {
+                throw Refusal("\(reason); start the source without the device")
+            }
+            hints = queues.compactMap(\.hint)
         }
         let machine = try Self.machine(hartCount: harts.count)
         defer { machine.shutDown() }
@@ -82,11 +97,28 @@ package struct BridgeRewriter: StreamRelay.Rewriter {
             }
         }
         try register.requireAll()
-        return try sections.compactMap { section in
-            if target == .qemu7_2, Self.unknownTo7.contains(section.header.name) { return nil }
-            guard needsComponent(section) else { return section }
-            return try encode(try component(of: section, in: machine), as: section)
+        var result: [UnreadSection] = []
+        for section in sections {
+            guard needsComponent(section) else {
+                result.append(section)
+                continue
+            }
+            let place = description?.devices.firstIndex {
+                $0.name == section.header.name && $0.instance == section.header.instance
+            }
+            let rewritten =
+                target == .qemu7_2 && Self.unknownTo7.contains(section.header.name)
+                ? nil : try encode(try component(of: section, in: machine), as: section)
+            if let rewritten { result.append(rewritten.section) }
+            guard let place else { continue }
+            if let structure = rewritten?.structure {
+                description?.devices[place].content = structure
+                description?.devices[place].undescribedByteCount = nil
+            } else {
+                description?.devices.remove(at: place)
+            }
         }
+        return result
     }
 
     /// Sizes of ACPI tables are part of the firmware's device, where there are such tables.
@@ -104,17 +136,19 @@ package struct BridgeRewriter: StreamRelay.Rewriter {
         return component
     }
 
-    private func encode(_ component: any StatefulComponent, as section: UnreadSection) throws -> UnreadSection? {
+    private func encode(
+        _ component: any StatefulComponent, as section: UnreadSection
+    ) throws -> (section: UnreadSection, structure: StructureDescription?)? {
         guard let version = component.sectionVersion(for: target) else { return nil }
         let writer = StreamWriter()
         let encoder = VMStateEncoder(
-            to: writer, component: component.sectionName, version: version, layout: target, describing: false)
+            to: writer, component: component.sectionName, version: version, layout: target, describing: true)
         var coder: any StateCoder = encoder
         try component.codeState(with: &coder)
         var result = section
         result.header.version = version
         result.body = writer.bytes
-        return result
+        return (result, encoder.structure)
     }
 
     private static func processorVersion(_ layout: StateLayout) -> UInt32 {

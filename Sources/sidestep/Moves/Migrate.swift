@@ -1,5 +1,6 @@
 import ArgumentParser
 import Glibc
+import LinuxCalls
 import MonitorClient
 import QMPProtocol
 import Supervisor
@@ -96,6 +97,7 @@ struct Migrate: ParsableCommand {
         _ connection: GuestConnection, to uri: String, cpr: String? = nil, resume: Bool = false, format: OutputFormat
     ) throws(Refusal) -> JSONValue {
         let name = connection.entry.name
+        let uri = try passDescriptor(of: uri, connection)
         var arguments: JSONObject = ["uri": .string(uri)]
         if resume { arguments["resume"] = true }
         if let cpr {
@@ -128,6 +130,20 @@ struct Migrate: ParsableCommand {
             if answer["x-outcome"] == "undecided" { throw Refusal(.undecided, "\(name): \(reason)") }
             throw Refusal(.rolledBack, "\(name): \(reason); the guest runs on here")
         }
+    }
+
+    /// What `fd:N` names is this process's own: the guest's gets it by `getfd`, under a name.
+    private static func passDescriptor(of uri: String, _ connection: GuestConnection) throws(Refusal) -> String {
+        guard uri.hasPrefix("fd:"), let number = CInt(uri.dropFirst(3)) else { return uri }
+        let name = "sidestep-migrate-\(number)"
+        let descriptor: OwnedDescriptor
+        do { descriptor = try OwnedDescriptor.duplicate(of: number) } catch {
+            throw Refusal(.usage, "descriptor \(number) is not open here: \(error)")
+        }
+        do throws(QMPConnection.Failure) {
+            _ = try connection.qmp.run("getfd", ["fdname": .string(name)], descriptors: [descriptor])
+        } catch { throw Refusal(.refused, "\(connection.entry.name): \(error)") }
+        return "fd:\(name)"
     }
 
     static func follow(_ connection: GuestConnection, format: OutputFormat) throws(Refusal) -> JSONValue {
