@@ -15,14 +15,17 @@ package enum JSONProblem: Hashable, Sendable, CustomStringConvertible {
     case tooLarge
     case tooDeep
     case tooManyTokens
-    /// A byte that cannot stand where it stands.
+    /// A byte that stands nowhere in JSON.
     case stray(UInt8)
+    /// A bracket or mark that cannot stand where it stands.
+    case misplaced
 
     package var description: String {
         switch self {
         case .tooLarge: "JSON token size limit exceeded"
         case .tooDeep: "JSON nesting depth limit exceeded"
         case .tooManyTokens: "JSON token count limit exceeded"
+        case .misplaced: "JSON parse error, expecting value"
         case .stray(let byte):
             (0x21...0x7E).contains(byte)
                 ? "JSON parse error, stray '\(Character(UnicodeScalar(byte)))'"
@@ -51,6 +54,8 @@ package struct JSONFramer: Sendable {
     private var place = Place.between
     private var start = 0
     private var closers: [UInt8] = []
+    /// What ends the string that is being read: QEMU takes single quotes too.
+    private var quote = UInt8(ascii: "\"")
     private var tokenCount = 0
 
     package init(limits: JSONLimits = JSONLimits()) { self.limits = limits }
@@ -103,12 +108,14 @@ package struct JSONFramer: Sendable {
                 start = position
                 place = .inside
                 return nil  // counted there
-            case UInt8(ascii: "\""):
+            case UInt8(ascii: "\""), UInt8(ascii: "'"):
                 start = position
+                quote = byte
                 return count(token: 1) ?? advance(to: .inString)
             case _ where Self.isWord(byte):
                 start = position
                 return count(token: 1) ?? advance(to: .inWord)
+            case UInt8(ascii: "}"), UInt8(ascii: "]"), UInt8(ascii: ":"), UInt8(ascii: ","): return drop(.misplaced)
             default: return drop(.stray(byte))
             }
         case .inWord:
@@ -119,7 +126,7 @@ package struct JSONFramer: Sendable {
         case .inString:
             switch byte {
             case UInt8(ascii: "\\"): return advance(to: .afterBackslash)
-            case UInt8(ascii: "\""):
+            case quote:
                 if let event = advance(to: closers.isEmpty ? .between : .inside) { return event }
                 return closers.isEmpty ? finish() : nil
             case 0x00..<0x20, 0xFF: return drop(.stray(byte))
@@ -132,10 +139,12 @@ package struct JSONFramer: Sendable {
                 closers.append(byte == UInt8(ascii: "{") ? UInt8(ascii: "}") : UInt8(ascii: "]"))
                 return count(token: 1) ?? advance(to: .inside)
             case UInt8(ascii: "}"), UInt8(ascii: "]"):
-                guard closers.popLast() == byte else { return drop(.stray(byte)) }
+                guard closers.popLast() == byte else { return drop(.misplaced) }
                 if let event = count(token: 1) ?? advance(to: .inside) { return event }
                 return closers.isEmpty ? finish() : nil
-            case UInt8(ascii: "\""): return count(token: 1) ?? advance(to: .inString)
+            case UInt8(ascii: "\""), UInt8(ascii: "'"):
+                quote = byte
+                return count(token: 1) ?? advance(to: .inString)
             case UInt8(ascii: ":"), UInt8(ascii: ","): return count(token: 1) ?? advance(to: .inside)
             case 0x09, 0x0A, 0x0D, 0x20: return advance(to: .inside)
             case _ where Self.isWord(byte):
@@ -146,7 +155,7 @@ package struct JSONFramer: Sendable {
         }
     }
 
-    private static func isWord(_ byte: UInt8) -> Bool {
+    static func isWord(_ byte: UInt8) -> Bool {
         switch byte {
         case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "a")...UInt8(ascii: "z"),
             UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "+"), UInt8(ascii: "-"), UInt8(ascii: "."):

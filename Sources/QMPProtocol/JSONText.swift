@@ -10,10 +10,11 @@ package struct JSONError: Error, Hashable, Sendable, CustomStringConvertible {
 extension JSONValue {
     /// Reads one value. The caller has bounded size and nesting (see ``JSONFramer``).
     package init(json bytes: [UInt8]) throws(JSONError) {
+        let plain = try JSONSyntax.normalized(bytes)
         do {
-            self = try JSONDecoder().decode(JSONValue.self, from: Data(bytes))
+            self = try JSONDecoder().decode(JSONValue.self, from: Data(plain))
         } catch {
-            throw JSONError(description: "invalid JSON")
+            throw JSONError(description: "invalid UTF-8 sequence in string")  // all else has been judged
         }
     }
 
@@ -117,7 +118,7 @@ private struct JSONTextWriter {
             default:
                 for unit in String(scalar).utf16 {
                     append("\\u")
-                    let digits = String(unit, radix: 16)
+                    let digits = String(unit, radix: 16, uppercase: true)
                     append(String(repeating: "0", count: 4 - digits.count) + digits)
                 }
             }

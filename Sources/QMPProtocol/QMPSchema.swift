@@ -2,6 +2,8 @@
 /// same declaration.
 package indirect enum QMPType: Hashable, Sendable {
     case string, integer, boolean, number, any, null
+    /// An integer that is stored in so many bits.
+    case unsigned(bits: Int)
     /// One of several words.
     case enumeration(String, [String])
     case array(of: QMPType)
@@ -34,11 +36,18 @@ extension QMPType {
     package func check(_ value: JSONValue, path: String) throws(QMPError) {
         switch (self, value) {
         case (.any, _), (.null, .null), (.string, .string), (.boolean, .bool), (.integer, .integer),
-            (.integer, .unsigned), (.number, .integer), (.number, .unsigned), (.number, .number):
+            (.integer, .unsigned), (.number, .integer), (.number, .unsigned), (.number, .number),
+            (.unsigned(bits: 64), .integer), (.unsigned(bits: 64), .unsigned):
             break
+        case (.unsigned(let bits), _):
+            guard bits < 64, let value = value.unsignedValue, value >> UInt64(bits) == 0 else {
+                let isNumber = value.integerValue != nil || value.unsignedValue != nil
+                throw .invalidValue(parameter: path, expected: isNumber ? "uint\(bits)_t" : "uint64")
+            }
         case (.enumeration(_, let words), .string(let word)):
             guard words.contains(word) else {
-                throw .notAccepted(parameter: Self.lastComponent(path), value: word)
+                // QEMU names an element of a list so.
+                throw .notAccepted(parameter: path.hasSuffix("]") ? "null" : Self.lastComponent(path), value: word)
             }
         case (.array(of: let element), .array(let values)):
             for (index, value) in values.enumerated() { try element.check(value, path: "\(path)[\(index)]") }
@@ -92,7 +101,7 @@ extension QMPType {
     private var kind: String {
         switch self {
         case .string, .enumeration: "string"
-        case .integer: "integer"
+        case .integer, .unsigned: "integer"
         case .boolean: "boolean"
         case .number: "number"
         case .any: "any"
@@ -107,7 +116,7 @@ extension QMPType {
         switch (self, value) {
         case (.any, _), (.string, .string), (.enumeration, .string), (.boolean, .bool), (.integer, .integer),
             (.integer, .unsigned), (.number, .number), (.number, .integer), (.number, .unsigned), (.array, .array),
-            (.object, .object), (.union, .object), (.null, .null):
+            (.object, .object), (.union, .object), (.null, .null), (.unsigned, .integer), (.unsigned, .unsigned):
             true
         default: false
         }
@@ -141,7 +150,7 @@ package struct QMPIntrospection {
     private mutating func name(of type: QMPType) -> String {
         switch type {
         case .string: return builtin("str", "string")
-        case .integer: return builtin("int", "int")
+        case .integer, .unsigned: return builtin("int", "int")
         case .boolean: return builtin("bool", "boolean")
         case .number: return builtin("number", "number")
         case .any: return builtin("any", "value")

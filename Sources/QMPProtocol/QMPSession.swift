@@ -60,14 +60,12 @@ package struct QMPSession: Sendable {
         guard let object = message.objectValue else { return fail(QMPError("QMP input must be a JSON object"), nil) }
         let identifier = object["id"]
         do throws(QMPError) {
-            let command = try Self.command(from: object)
+            let command = try command(from: object)
             if isNegotiated {
                 if command.name == "qmp_capabilities" {
+                    try Self.check(command.arguments)
                     throw QMPError(
                         "Capabilities negotiation is already complete, command ignored", class: .commandNotFound)
-                }
-                if command.isOutOfBand && !isOutOfBandEnabled {
-                    throw QMPError("QMP input member 'exec-oob' is unexpected")
                 }
                 return .execute(command)
             }
@@ -82,17 +80,18 @@ package struct QMPSession: Sendable {
         }
     }
 
-    private static func command(from object: JSONObject) throws(QMPError) -> QMPCommand {
+    private func command(from object: JSONObject) throws(QMPError) -> QMPCommand {
         var name: String?
         var isOutOfBand = false
         var arguments = JSONObject()
         for member in object.members {
             switch member.key {
+            case "exec-oob" where !isOutOfBandEnabled: throw QMPError("QMP input member 'exec-oob' is unexpected")
             case "execute", "exec-oob":
                 guard let text = member.value.stringValue else {
                     throw QMPError("QMP input member '\(member.key)' must be a string")
                 }
-                guard name == nil else { throw QMPError("QMP input member 'exec-oob' clashes with 'execute'") }
+                guard name == nil else { throw QMPError("QMP input member 'execute' clashes with 'exec-oob'") }
                 name = text
                 isOutOfBand = member.key == "exec-oob"
             case "arguments":
@@ -108,11 +107,15 @@ package struct QMPSession: Sendable {
         return QMPCommand(name: name, arguments: arguments, identifier: object["id"], isOutOfBand: isOutOfBand)
     }
 
-    private static func negotiate(_ arguments: JSONObject) throws(QMPError) -> [String] {
+    private static func check(_ arguments: JSONObject) throws(QMPError) {
         let type = QMPType.object(
             "q_obj_qmp_capabilities-arg",
             [.optional("enable", .array(of: .enumeration("QMPCapability", capabilities)))])
         try type.check(arguments: arguments)
+    }
+
+    private static func negotiate(_ arguments: JSONObject) throws(QMPError) -> [String] {
+        try check(arguments)
         return arguments["enable"]?.arrayValue?.compactMap(\.stringValue) ?? []
     }
 }

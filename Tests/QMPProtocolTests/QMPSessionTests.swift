@@ -74,9 +74,9 @@ import Testing
             (#"{"execute":"a","arguments":[]}"#, "QMP input member 'arguments' must be an object"),
             (#"{"execute":"a","more":1}"#, "QMP input member 'more' is unexpected"),
             (#"{"exec-oob":"a"}"#, "QMP input member 'exec-oob' is unexpected"),
-            ("{]\n", "JSON parse error, stray ']'"),
-            ("{'execute':'a'}\n", "JSON parse error, stray '''"),
-            (#"{"execute" "a"}"#, "JSON parse error, invalid JSON"),
+            ("{]\n", "JSON parse error, expecting value"), ("@\n", "JSON parse error, stray '@'"),
+            (#"{"execute" "a"}"#, "JSON parse error, missing : in object pair"),
+            (#"{"execute":"a",}"#, "JSON parse error, expecting value"),
         ])
     func mistakes(input: String, text: String) throws {
         var session = Self.negotiated()
