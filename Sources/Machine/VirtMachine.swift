@@ -184,8 +184,12 @@ package final class VirtMachine: Sendable {
     /// True when the configuration names nothing to start from: the machine waits for a state from elsewhere.
     package var isEmpty: Bool { BootLoader.isEmpty(configuration) }
 
-    /// Tells the guest's network drivers to announce themselves, after the guest has come from elsewhere.
-    package func announceNetworks() { slots.announceNetworks() }
+    /// Tells the network, and the guest's network drivers, where the guest is now; once for each card.
+    /// - Parameter identifiers: Which cards; nil is all of them.
+    package func announceNetworks(_ identifiers: [String]? = nil) { slots.announceNetworks(identifiers) }
+
+    /// The kernel's number of each processor's thread, by index.
+    package var processorThreadIdentifiers: [CInt] { threads.map(\.threadIdentifier) }
 
     func report(_ events: [MachineEvent]) { for event in events { observer(event) } }
 

@@ -77,19 +77,31 @@ package final class VirtioNetwork: VirtioDevice {
             writable: { [weak core] in core?.requestService(queue: Queue.transmit) })
     }
 
-    /// Asks the driver to tell the network where it is now, as after a move to another link. Does nothing for a
-    /// driver that cannot.
+    /// Tells the network where the card is now, as after a move: a RARP request goes out on the card's behalf, and a
+    /// driver that can is asked to announce its own addresses (section 5.1.6.5.4). Both are what QEMU does, also while
+    /// the guest stands still.
     package func announce(on transport: VirtioMMIOTransport) {
         guard let core = transport.core, core.device === self else { return }
         core.monitor.withLock { state in
-            let isPossible = settings.withLock { settings in
+            let (address, asksDriver) = settings.withLock { settings in
                 let needed = Feature.guestAnnounce | Feature.controlQueue | Feature.status
-                guard settings.features & needed == needed else { return false }
-                settings.status |= Link.announce
-                return true
+                let isPossible = settings.features & needed == needed
+                if isPossible { settings.status |= Link.announce }
+                return (settings.filter.address, isPossible)
             }
-            if isPossible { core.configurationChanged(&state) }
+            let frame = Self.announcement(of: address)
+            _ = unsafe frame.withUnsafeBytes { unsafe backend.send($0) }
+            if asksDriver { core.configurationChanged(&state) }
         }
+    }
+
+    /// A RARP request (RFC 903) by which switches learn where an address is: to all, about itself, no protocol address;
+    /// padded to the shortest frame that Ethernet allows.
+    static func announcement(of address: [UInt8]) -> [UInt8] {
+        var frame = [UInt8](repeating: 0xff, count: 6) + address + [0x80, 0x35]
+        frame += [0, 1, 8, 0, 6, 4, 0, 3]  // Ethernet, IPv4, lengths of addresses, "request reverse"
+        frame += address + [0, 0, 0, 0] + address + [0, 0, 0, 0]
+        return frame + [UInt8](repeating: 0, count: 60 - frame.count)
     }
 
     // MARK: Configuration

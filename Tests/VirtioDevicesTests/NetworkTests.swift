@@ -173,10 +173,24 @@ private func frame(_ count: Int) -> [UInt8] {
     func announces() throws {
         let driver = try NetworkDriver()
         driver.device.announce(on: driver.machine.transport)
+        // RFC 903: "request reverse" about the card itself.
+        #expect(
+            driver.network.sent == [
+                [UInt8](repeating: 0xff, count: 6) + address + [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3] + address
+                    + [0, 0, 0, 0] + address + [UInt8](repeating: 0, count: 4 + 18)
+            ])
         #expect(driver.machine[0x60] & 2 != 0)
         #expect(driver.machine.transport.load(offset: 0x106, width: .two) == 3)
         driver.machine.write(0x64, 2)
         #expect(try driver.command([3, 0, 0]) == 0)
         #expect(driver.machine.transport.load(offset: 0x106, width: .two) == 1)
+    }
+
+    @Test("the network is told of a driver that cannot announce itself, and the driver is left alone")
+    func announcesAlone() throws {
+        let driver = try NetworkDriver(features: VirtioFeature.version1)
+        driver.device.announce(on: driver.machine.transport)
+        #expect(driver.network.sent.count == 1)
+        #expect(driver.machine[0x60] & 2 == 0)
     }
 }

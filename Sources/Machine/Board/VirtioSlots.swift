@@ -9,7 +9,13 @@ struct VirtioSlots: Sendable {
     /// Slots with a device behind them.
     let used: [Int]
     let transports: [VirtioMMIOTransport]
-    private let networks: [(device: VirtioNetwork, transport: VirtioMMIOTransport)]
+    private let networks: [Network]
+
+    private struct Network {
+        var identifier: String
+        var device: VirtioNetwork
+        var transport: VirtioMMIOTransport
+    }
 
     /// - Throws: ``MachineError/configuration(_:)`` for a device without its backend.
     init(
@@ -17,7 +23,7 @@ struct VirtioSlots: Sendable {
     ) throws(MachineError) {
         var used: [Int] = []
         var transports: [VirtioMMIOTransport] = []
-        var networks: [(VirtioNetwork, VirtioMMIOTransport)] = []
+        var networks: [Network] = []
         let places = Self.places(of: configuration.devices)
         for slot in (0..<VirtMemoryMap.virtioSlotCount).reversed() {
             var device: (any VirtioDevice)?
@@ -29,7 +35,11 @@ struct VirtioSlots: Sendable {
                 slotAddress: VirtMemoryMap.virtioAddress(slot: slot), device: device, memory: memory,
                 interrupt: plic.line(VirtMemoryMap.firstVirtioInterrupt + slot),
                 isLegacy: configuration.virtio == .legacy, queueSizeLimit: configuration.queueSizeLimit)
-            if let network = device as? VirtioNetwork { networks.append((network, transport)) }
+            if let network = device as? VirtioNetwork, let index = places[slot] {
+                networks.append(
+                    Network(
+                        identifier: configuration.devices[index].identifier, device: network, transport: transport))
+            }
             transports.append(transport)
         }
         self.used = used
@@ -80,6 +90,10 @@ struct VirtioSlots: Sendable {
     /// An empty slot has no state.
     var components: [any StatefulComponent] { transports.filter { $0.isOccupied } }
 
-    /// Tells the guest's network drivers to announce themselves.
-    func announceNetworks() { for (device, transport) in networks { device.announce(on: transport) } }
+    /// Has the network cards announced, by the name of their backends; nil is all of them.
+    func announceNetworks(_ identifiers: [String]?) {
+        for network in networks where identifiers?.contains(network.identifier) ?? true {
+            network.device.announce(on: network.transport)
+        }
+    }
 }

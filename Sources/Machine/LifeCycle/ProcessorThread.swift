@@ -16,6 +16,8 @@ final class ProcessorThread: Sendable {
     private let isAsleep = Atomic<Bool>(false)
     private let alarm = WaitWord()
     private let thread = Mutex<HostThread?>(nil)
+    /// The kernel's number of the thread; 0 until it has begun.
+    private let identifier = Atomic<CInt>(0)
 
     init(
         processor: any Processor, gate: ProcessorGate, clock: VirtualClock, failed: @escaping @Sendable (String) -> Void
@@ -32,6 +34,9 @@ final class ProcessorThread: Sendable {
         let thread = try HostThread(name: "hart \(processor.index)", stackByteCount: 1 << 20) { [self] in run() }
         self.thread.withLock { $0 = thread }
     }
+
+    /// The kernel's number of the thread, as `query-cpus-fast` tells it.
+    var threadIdentifier: CInt { identifier.load(ordering: .relaxed) }
 
     func join() { thread.withLock { $0 }?.join() }
 
@@ -54,6 +59,7 @@ final class ProcessorThread: Sendable {
     }
 
     private func run() {
+        identifier.store(HostThread.currentIdentifier, ordering: .relaxed)
         while gate.enter(place) {
             let seen = wakeUps.load(ordering: .sequentiallyConsistent)
             switch processor.run() {
