@@ -6,6 +6,9 @@ import Synchronization
 /// The callback runs on the loop's thread with the lock of this object held; it may take the device's lock. So no method
 /// but ``inputIsWanted()`` may be called with the device's lock held, and that one only posts.
 final class ConsoleInput: Sendable {
+    /// Bytes for a device that stands still, beyond which no more are read.
+    private static let pendingBytesPausingInput = 4096
+
     private struct State {
         var pending: [UInt8]
         var input: (@Sendable ([UInt8]) -> Int)?
@@ -34,7 +37,9 @@ final class ConsoleInput: Sendable {
     /// On the loop's thread.
     private func deliver() {
         let isEmpty: Bool? = state.withLock { state in
-            guard !state.isQuiesced, let input = state.input else { return state.pending.isEmpty ? true : nil }
+            guard !state.isQuiesced, let input = state.input else {
+                return state.pending.count < Self.pendingBytesPausingInput
+            }
             while !state.pending.isEmpty {
                 let taken = min(max(input(state.pending), 0), state.pending.count)
                 if taken == 0 { break }

@@ -169,9 +169,9 @@ package final class TerminalConsole: ConsoleBackend, TransferableBackend {
 
     // MARK: Pausing and moving
 
+    /// Typing is still looked at: C-a x must end a guest that stands still. What is for the guest waits.
     package func quiesce() {
         input.quiesce()
-        source.hold()
         sink.hold()
         loop.barrier()
     }
@@ -186,6 +186,9 @@ package final class TerminalConsole: ConsoleBackend, TransferableBackend {
     }
 
     package func handOver() throws(BackendError) -> BackendHandover {
+        // What is typed from here on is the successor's to read, unless we resume.
+        source.hold()
+        loop.barrier()
         var bytes = HandoverWriter()
         bytes.put(modes?.bytes ?? [])
         bytes.put(state.withLock { $0.parser.isEscaped })

@@ -312,6 +312,23 @@ import Testing
         #expect(destination.path == source.path)
     }
 
+    @Test("a guest that stands still is left by C-a x; what is typed for it waits, and not without end")
+    func quietTerminal() throws {
+        let (slave, person) = try terminal()
+        let quit = HostSemaphore()
+        let console = try TerminalConsole(input: slave, output: slave.duplicate(), loop: loop.loop) { quit.signal() }
+        defer { console.close() }
+        let typist = Typist(console)
+        console.quiesce()
+        try person.writeAll(Array("ab".utf8) + [1] + Array("x".utf8))
+        #expect(quit.wait(timeoutNanoseconds: 20_000_000_000))
+        loop.loop.barrier()
+        #expect(typist.text.isEmpty)
+        console.resume()
+        #expect(typist.bytes.wait(for: 2))
+        #expect(typist.text == "ab")
+    }
+
     @Test("a file gets everything, also across a hand-over")
     func file() throws {
         let path = scratch.path + "/log"
