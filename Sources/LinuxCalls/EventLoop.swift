@@ -26,7 +26,16 @@ package final class EventLoop: Sendable {
         var watches: [UInt64: Watch] = [:]
         var nextToken: UInt64 = 1
         var tasks: [@Sendable () -> Void] = []
+        /// Tasks that wait for their time (CLOCK_MONOTONIC, nanoseconds), in no order.
+        var timers: [(deadline: Int64, task: @Sendable () -> Void)] = []
         var isStopping = false
+
+        /// Moves what is due to the tasks, earliest first.
+        mutating func takeDueTimers(now: Int64) {
+            guard timers.contains(where: { $0.deadline <= now }) else { return }
+            tasks += timers.filter { $0.deadline <= now }.sorted { $0.deadline < $1.deadline }.map(\.task)
+            timers.removeAll { $0.deadline <= now }
+        }
     }
 
     private let epoll: OwnedDescriptor
@@ -85,6 +94,13 @@ package final class EventLoop: Sendable {
         wake.signal()
     }
 
+    /// Runs `task` on the loop's thread when the time has passed. A loop that stops before drops it.
+    package func perform(afterMilliseconds milliseconds: Int64, _ task: @escaping @Sendable () -> Void) {
+        let deadline = monotonicNanoseconds() &+ max(0, milliseconds) &* 1_000_000
+        state.withLock { $0.timers.append((deadline, task)) }
+        wake.signal()
+    }
+
     /// Returns when every callback that had begun has ended. At once on the loop's own thread.
     package func barrier() {
         if isLoopThread { return }
@@ -118,11 +134,17 @@ package final class EventLoop: Sendable {
         }
     }
 
+    /// Until the next timer; -1 without one. Rounded up: a timer is never early.
+    private var timeoutMilliseconds: CInt {
+        guard let next = state.withLock({ $0.timers.map(\.deadline).min() }) else { return -1 }
+        return CInt(clamping: max(0, (next &- monotonicNanoseconds() &+ 999_999) / 1_000_000))
+    }
+
     private func run() {
         loopThreadIdentifier.store(Int(shim_thread_id()), ordering: .relaxed)
         var ready = [shim_ready](repeating: shim_ready(), count: 64)
         while true {
-            let count = unsafe shim_epoll_wait(epoll.rawValue, &ready, 64, -1)
+            let count = unsafe shim_epoll_wait(epoll.rawValue, &ready, 64, timeoutMilliseconds)
             if count < 0 { continue }  // EINTR: nothing else can fail here
             for index in 0..<Int(count) {
                 let token = ready[index].token
@@ -134,6 +156,7 @@ package final class EventLoop: Sendable {
                 state.withLock { $0.watches[token] }?.handler(events)
             }
             let (tasks, isStopping) = state.withLock { state in
+                state.takeDueTimers(now: monotonicNanoseconds())
                 defer { state.tasks = [] }
                 return (state.tasks, state.isStopping)
             }

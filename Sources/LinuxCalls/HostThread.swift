@@ -57,6 +57,9 @@ package final class HostThread: Sendable {
         pthread_join(thread, nil)
     }
 
+    /// The kernel's number of the calling thread. The corresponding C function is `gettid`.
+    package static var currentIdentifier: CInt { shim_thread_id() }
+
     /// The signal used to break blocking calls; its handler does nothing.
     package static let interruptSignal = SIGUSR1
 

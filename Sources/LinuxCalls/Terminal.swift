@@ -33,6 +33,22 @@ package struct TerminalModes: Hashable, Sendable {
     }
 }
 
+/// How large a terminal is, in characters. The corresponding C function is `ioctl` with `TIOCGWINSZ`.
+package struct TerminalSize: Hashable, Sendable {
+    package let columns: Int
+    package let rows: Int
+
+    /// `ENOTTY` when it is no terminal.
+    package init(of terminal: OwnedDescriptor) throws(SystemCallError) {
+        var size = winsize()
+        _ = try retrying("ioctl(TIOCGWINSZ)") {
+            unsafe shim_ioctl_pointer(terminal.rawValue, UInt(TIOCGWINSZ), &size)
+        }
+        columns = Int(size.ws_col)
+        rows = Int(size.ws_row)
+    }
+}
+
 /// Puts a terminal's modes back when the process ends, whether it exits, is told to end or crashes.
 ///
 /// One terminal per process. SIGHUP, SIGINT, SIGQUIT and SIGTERM are caught unless somebody else has arranged for them;

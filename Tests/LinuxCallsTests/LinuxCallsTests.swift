@@ -57,6 +57,25 @@ import Testing
         #expect(try !FileLock.take(.shared, on: second))
     }
 
+    @Test("what a loop is to do later is done in the order of its time, and not before what is due now")
+    func timers() throws {
+        let loop = try EventLoop(name: "timers")
+        let order = Mutex<[Int]>([])
+        let done = HostSemaphore()
+        let start = monotonicNanoseconds()
+        loop.perform(afterMilliseconds: 40) {
+            order.withLock { $0.append(3) }
+            done.signal()
+        }
+        loop.perform(afterMilliseconds: 10) { order.withLock { $0.append(2) } }
+        loop.perform { order.withLock { $0.append(1) } }
+        done.wait()
+        #expect(order.withLock { $0 } == [1, 2, 3])
+        #expect(monotonicNanoseconds() - start >= 40_000_000)
+        loop.perform(afterMilliseconds: 100_000) { Issue.record("a stopped loop goes on") }
+        loop.stop()
+    }
+
     @Test("a memfd is sealed against shrinking and growing")
     func sealedMemory() throws {
         let file = try MemoryFile.create(name: "test", byteCount: 8192)
