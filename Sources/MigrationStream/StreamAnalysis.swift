@@ -33,6 +33,8 @@ package struct StreamAnalysis {
     /// One bit per page: it has come.
     private var seen: [[UInt64]] = []
     private var sectionStart: UInt64 = 0
+    /// The bitmap of the mapped block at hand, where digests are kept: one bit per page.
+    private var present: [UInt64] = []
 
     private enum Place {
         case records
@@ -47,10 +49,13 @@ package struct StreamAnalysis {
         case skip(UInt64, then: Mapped?)
         /// 64-bit words of a mapped-ram bitmap.
         case bitmap(Mapped, words: UInt64)
+        /// Pages of a mapped-ram file, looked at one by one where digests are kept.
+        case mappedPages(Mapped)
     }
 
     private struct Mapped {
         var block: BlockReference
+        var pagesOffset: UInt64
         var end: UInt64
         var bitmapWordCount: UInt64
     }
@@ -133,12 +138,44 @@ package struct StreamAnalysis {
         case .bitmap(let mapped, var words):
             while words > 0 {
                 place = .bitmap(mapped, words: words)
-                report.blocks[mapped.block.index].mappedPages += UInt64(
-                    try cursor.readInteger(as: UInt64.self).nonzeroBitCount)
+                let word = try cursor.readInteger(as: UInt64.self)
+                report.blocks[mapped.block.index].mappedPages += UInt64(word.nonzeroBitCount)
+                // The bitmap is little-endian, all else is not.
+                if options.keepsPageDigests { present.append(word.byteSwapped) }
                 words -= 1
             }
-            place = .skip(mapped.end - cursor.offset, then: nil)
+            if options.keepsPageDigests {
+                place = .mappedPages(mapped)
+            } else {
+                place = .skip(mapped.end - cursor.offset, then: nil)
+            }
+        case .mappedPages(let mapped): try mappedPages(mapped, &cursor, isFinal: isFinal)
         }
+    }
+
+    /// Pages that are present are looked at; what lies before and between them is passed over.
+    private mutating func mappedPages(
+        _ mapped: Mapped, _ cursor: inout StreamCursor, isFinal: Bool
+    ) throws(StreamError) {
+        while cursor.offset < mapped.end {
+            let position = cursor.offset
+            let (page, begun) =
+                position < mapped.pagesOffset
+                ? (0, 0) : (position - mapped.pagesOffset).quotientAndRemainder(dividingBy: pageSize)
+            let isPage = position >= mapped.pagesOffset && begun == 0 && present[Int(page / 64)] >> (page % 64) & 1 != 0
+            if isPage {
+                let digest = try unsafe cursor.withBytes(Int(pageSize)) { bytes in
+                    unsafe PageDigest.isZero(bytes) ? 0 : unsafe PageDigest.digest(bytes)
+                }
+                note(digest: digest, mapped.block, page * pageSize)
+                continue
+            }
+            let distance = position < mapped.pagesOffset ? mapped.pagesOffset - position : pageSize - begun
+            if cursor.skipAvailable(distance) == 0 {
+                throw StreamError(isFinal ? .truncated : .incomplete(needed: 1), at: position)
+            }
+        }
+        place = .ram
     }
 
     private mutating func record(_ cursor: inout StreamCursor) throws(StreamError) {
@@ -201,11 +238,12 @@ package struct StreamAnalysis {
             case .block(let entry):
                 add(entry)
                 guard let mapped = entry.mapped else { continue }
+                present = []
                 let end = mapped.end(byteCount: entry.byteCount)
                 place = .skip(
                     mapped.bitmapOffset - cursor.offset,
                     then: Mapped(
-                        block: entry.reference, end: end,
+                        block: entry.reference, pagesOffset: mapped.pagesOffset, end: end,
                         bitmapWordCount: MappedRAMHeader.bitmapByteCount(byteCount: entry.byteCount, pageSize: pageSize)
                             / 8))
                 return

@@ -21,15 +21,15 @@ extension StreamReport {
         for command in commands { lines.append("command      \(command.command) at \(command.offset)") }
         if !blocks.isEmpty {
             lines.append("")
+            // Columns of what did not occur would only make lines wrap.
+            let columns: [(head: String, value: (Block) -> UInt64?)] = [
+                ("bytes", { $0.byteCount }), ("pages", { $0.pages }), ("of zeroes", { $0.pagesOfZeroes }),
+                ("filled", { $0.filledPages }), ("xbzrle", { $0.xbzrlePages }), ("flipped", { $0.flippedPages }),
+                ("mapped", { $0.mappedPages }), ("repeated", { $0.repeatedPages }),
+            ].filter { column in blocks.contains { column.value($0) != 0 } }
             lines += Self.table(
-                ["RAM block", "bytes", "pages", "of zeroes", "filled", "xbzrle", "flipped", "mapped", "repeated"],
-                blocks.map { block in
-                    [
-                        block.name, String(block.byteCount), String(block.pages), String(block.pagesOfZeroes),
-                        String(block.filledPages), String(block.xbzrlePages), String(block.flippedPages),
-                        String(block.mappedPages), block.repeatedPages.map(String.init) ?? "?",
-                    ]
-                })
+                ["RAM block"] + columns.map(\.head),
+                blocks.map { block in [block.name] + columns.map { $0.value(block).map(String.init) ?? "?" } })
             lines.append(
                 "RAM sections hold \(ramSectionByteCount) bytes, \(partCount) parts between the first and the last")
         }
@@ -38,15 +38,21 @@ extension StreamReport {
             if showsFields {
                 for section in sections { lines += fieldLines(section) }
             } else {
-                lines += Self.table(
-                    ["section", "instance", "version", "bytes", "at", "subsections"],
+                let rows = Self.table(
+                    ["section", "version", "bytes", "at", ""],
                     sections.map { section in
                         [
-                            section.header.name, String(section.header.instance), String(section.header.version),
+                            StreamDifference.sectionName(section), String(section.header.version),
                             String(section.byteCount), String(section.offset),
-                            section.content.map { Self.subsectionNames($0).joined(separator: " ") } ?? "not described",
+                            section.content == nil ? "not described" : "",
                         ]
                     })
+                lines.append(rows[0])
+                for (row, section) in zip(rows.dropFirst(), sections) {
+                    lines.append(row)
+                    let names = section.content.map { Self.subsectionNames($0) } ?? []
+                    if !names.isEmpty { lines.append("  with \(names.joined(separator: " "))") }
+                }
             }
         }
         if descriptionByteCount > 0 { lines.append("self-description of \(descriptionByteCount) bytes") }

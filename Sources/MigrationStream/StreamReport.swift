@@ -81,6 +81,27 @@ package struct StreamReport: Hashable, Sendable {
     /// By block, when asked for.
     package var pageDigests: [PageDigests] = []
 
+    /// Names of what ``only(sections:)`` can choose from.
+    package var sectionNames: [String] {
+        (blocks.isEmpty ? [] : ["ram"]) + sections.map { StreamDifference.sectionName($0) }
+    }
+
+    /// The same report with the named sections alone: as `name`, which is every instance, or `name[instance]`. `ram`
+    /// stands for the RAM blocks.
+    package func only(sections names: [String]) -> StreamReport {
+        var result = self
+        result.sections = sections.filter { section in
+            names.contains(section.header.name) || names.contains("\(section.header.name)[\(section.header.instance)]")
+        }
+        result.commands = []
+        result.remarks = remarks.filter { remark in names.contains { remark.contains($0) } }
+        if !names.contains("ram") {
+            result.blocks = []
+            result.pageDigests = []
+        }
+        return result
+    }
+
     /// What the guest did when it was saved, if the stream says: `running`, `paused`.
     package var runState: String? {
         guard let content = sections.first(where: { $0.header.name == "globalstate" })?.content,

@@ -143,6 +143,64 @@ struct StreamAnalysisTests {
         #expect(StreamDifference.lines(whole, whole).isEmpty)
     }
 
+    /// A mapped-ram file with one block of 70 pages, of which some are there, each filled with its byte.
+    private func mappedFile(_ pages: [Int: UInt8]) -> [UInt8] {
+        let byteCount: UInt64 = 70 * 4096
+        let writer = StreamWriter()
+        writer.writeHeader()
+        writer.writeConfiguration(StreamConfiguration(machineName: "virt", capabilities: ["mapped-ram"]))
+        writer.beginSection(SectionHeader(.start, id: 1, name: "ram", version: 4))
+        var options = RAMStreamOptions()
+        options.isMapped = true
+        let ram = RAMEncoder(blocks: [RAMBlockDescription(name: "ram", byteCount: byteCount)], options: options)
+        writer.write(byteCount | RAMFlags.memorySize.rawValue)
+        let mapped = MappedRAMHeader(headerAt: UInt64(writer.count) + 4 + 8, byteCount: byteCount)
+        ram.writeBlockEntry(BlockReference(0), mapped: mapped, to: writer)
+        var bitmap = MappedRAMBitmap(pageCount: 70)
+        for page in pages.keys { bitmap[page] = true }
+        bitmap.encode(to: writer)
+        writer.writeZeroes(Int(mapped.pagesOffset) - writer.count)
+        for page in 0..<70 { writer.write([UInt8](repeating: pages[page] ?? 0, count: 4096)) }
+        ram.writeEndOfSection(to: writer)
+        writer.endSection(id: 1)
+        writer.beginSection(SectionHeader(.end, id: 1, name: "ram", version: 4))
+        ram.writeEndOfSection(to: writer)
+        writer.endSection(id: 1)
+        writer.writeEndOfStream()
+        writer.writeDescription()
+        return writer.bytes
+    }
+
+    @Test("pages of mapped-ram files are compared, however the file is cut")
+    func mappedPages() throws {
+        var options = StreamAnalysis.Options()
+        options.keepsPageDigests = true
+        let first = try analyse(mappedFile([0: 7, 3: 1, 64: 2, 69: 9]), options: options)
+        #expect(first.blocks[0].mappedPages == 4 && first.isComplete)
+        for chunk in [4095, 65_537] {
+            #expect(try analyse(mappedFile([0: 7, 3: 1, 64: 2, 69: 9]), chunk: chunk, options: options) == first)
+        }
+        #expect(StreamDifference.lines(first, first).isEmpty)
+        let second = try analyse(mappedFile([0: 7, 3: 8, 5: 0, 64: 2]), options: options)
+        #expect(StreamDifference.lines(first, second) == ["RAM block ram: 2 pages differ: 0x3000 0x45000"])
+        // A file that is cut among its pages is.
+        #expect(throws: StreamError.self) {
+            try analyse(Array(mappedFile([0: 7, 69: 9]).dropLast(9000)), options: options)
+        }
+    }
+
+    @Test("one section alone can be had, by its name or with its instance, and the RAM blocks as one")
+    func sections() throws {
+        let report = try analyse(Corpus.bytes("virt-2-harts-7.2"))
+        #expect(report.sectionNames.first == "ram" && report.sectionNames.contains("cpu"))
+        #expect(report.only(sections: ["cpu"]).sections.map(\.header.instance) == [0, 1])
+        #expect(report.only(sections: ["cpu[1]"]).sections.map(\.header.instance) == [1])
+        #expect(report.only(sections: ["cpu"]).blocks.isEmpty)
+        #expect(
+            report.only(sections: ["ram"]).blocks == report.blocks && report.only(sections: ["ram"]).sections.isEmpty)
+        #expect(report.only(sections: ["nope"]).sectionNames.isEmpty)
+    }
+
     @Test("what the stream's words say is in the text")
     func text() throws {
         let report = try analyse(Corpus.bytes("virt-10.0"))
