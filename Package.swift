@@ -32,6 +32,7 @@ func tests(_ name: String, _ dependencies: [Target.Dependency], resources: [Reso
 
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let toml = Target.Dependency.product(name: "TOMLKit", package: "TOMLKit")
 let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let package = Package(
@@ -44,6 +45,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
     ],
     targets: [
         // The system below.
@@ -96,7 +98,7 @@ let package = Package(
             "Supervisor",
             vocabulary + [
                 "LinuxCalls", "DeviceModel", "HostBackends", "ProcessorModel", "Machine", "MigrationStream",
-                "MigrationEngine", "MigrationChannels", "QMPProtocol", "CBuildStamp", logging,
+                "MigrationEngine", "MigrationChannels", "QMPProtocol", "CBuildStamp", logging, toml,
             ]),
         .executableTarget(
             name: "sidestep",
@@ -171,4 +173,9 @@ if Context.environment["FUZZING"] != nil {
                 exclude: ["Corpus"], swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
         package.products.append(.executable(name: name, targets: [name]))
     }
+    package.targets.append(
+        .executableTarget(
+            name: "FuzzQMP", dependencies: ["QMPProtocol"], path: "Fuzzers/FuzzQMP", exclude: ["Corpus"],
+            swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
+    package.products.append(.executable(name: "FuzzQMP", targets: ["FuzzQMP"]))
 }

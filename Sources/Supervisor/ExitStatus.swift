@@ -27,6 +27,12 @@ package enum ExitStatus: Int32, Error, Hashable, Sendable, CaseIterable {
     case incomingFailed = 84
     /// Of several guests some moved and some did not; those run on at the source.
     case partlyRolledBack = 85
+    /// Check: the guest cannot move as it is.
+    case guestUnfit = 90
+    /// Check: this host does not allow what the move needs.
+    case hostUnfit = 91
+    /// Check: the destination cannot take the guest.
+    case destinationUnfit = 92
 
     package var meaning: String {
         switch self {
@@ -42,6 +48,9 @@ package enum ExitStatus: Int32, Error, Hashable, Sendable, CaseIterable {
         case .cancelled: "the move was cancelled; the guest runs on at the source"
         case .undecided: "the move neither ended nor failed within the limit"
         case .partlyRolledBack: "of several guests some moved; the others run on at the source"
+        case .guestUnfit: "check: the guest cannot move as it is"
+        case .hostUnfit: "check: this host does not allow what the move needs"
+        case .destinationUnfit: "check: the destination is not there or cannot take the guest"
         case .incomingFailed: "the incoming guest did not arrive; nothing ran here"
         }
     }

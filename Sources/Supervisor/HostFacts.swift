@@ -16,6 +16,9 @@ package enum HostFacts {
         return nil
     }
 
+    /// Whether a process may see to page faults of its own, as a destination of postcopy does.
+    package static var allowsUserFaults: Bool { UserFaultProbe.isAllowed }
+
     /// Whether a page of ours can be put into a pipe by reference.
     package static var allowsVMSplice: Bool {
         guard let pipe = try? OwnedDescriptor.pipe(), let page = try? OwnedMapping(byteCount: hostPageSize) else {

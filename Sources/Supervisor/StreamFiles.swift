@@ -19,7 +19,8 @@ package enum StreamFiles {
     ) throws(Refusal) -> Result {
         let file: OwnedDescriptor
         do {
-            file = try OwnedDescriptor.open(path == "-" ? "/dev/stdin" : path, flags: O_RDONLY)
+            // Not /dev/stdin, which cannot be opened when it is a socket.
+            file = path == "-" ? try OwnedDescriptor.duplicate(of: 0) : try OwnedDescriptor.open(path, flags: O_RDONLY)
         } catch { throw Refusal("\(path): \(error)") }
         var analysis = StreamAnalysis(options: options)
         while true {

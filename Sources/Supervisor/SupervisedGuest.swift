@@ -17,6 +17,8 @@ package protocol SupervisedGuest: MigratableGuest {
     func shutDown()
     /// Tells what the guest does to itself. Called from any thread, also while `pause` waits; must not block.
     func setEventHandler(_ handler: @escaping @Sendable (GuestEvent) -> Void)
+    /// Tells the network where the guest is, once for each card; nil is all of them, else those of these names.
+    func announceNetworks(_ names: [String]?)
     /// Makes sure that nobody else uses the guest's disk images; called before it runs. Idempotent.
     func claimImages() throws
     /// Lets another process have the disk images; called while paused.
@@ -36,6 +38,7 @@ extension SupervisedGuest {
         for block in ramBlocks { try block.makeWhole() }
     }
 
+    package func announceNetworks(_ names: [String]?) {}
     package func claimImages() throws {}
     package func releaseImages() throws {}
     package func obstacle(to layout: StateLayout) -> String? { nil }

@@ -26,6 +26,8 @@ package final class Supervisor: @unchecked Sendable {
     var history = GuestHistory()
     /// Moves the guest out of this process and into it; made in init, never changed.
     private(set) var migration: MigrationControl!
+    /// Tells the network where the guest is; made in init, never changed.
+    let announcer: NetworkAnnouncer
     /// Set before the guest runs, by whoever can hand it over.
     var upgradeEquipment: UpgradeEquipment?
     /// What `query-chardev` and `inspect` say of the console.
@@ -52,6 +54,7 @@ package final class Supervisor: @unchecked Sendable {
         self.consoleDescription = consoleDescription
         self.runState = runState
         worker = try SerialWorker(name: "life-cycle")
+        announcer = NetworkAnnouncer(loop: loop, guest: guest)
         server = QMPServer(loop: loop, version: Product.qmpVersion, executor: self)
         migration = MigrationControl(supervisor: self, loop: loop)
         if let layout = configuration.compatibility { migration.settings.layout = layout }
@@ -284,6 +287,7 @@ package final class Supervisor: @unchecked Sendable {
                 guest.shutDown()
                 loop.perform { [self] in
                     server.close()
+                    worker.stop()
                     exitStatus.withLock { $0 = status }
                     ended.signal()
                 }

@@ -18,6 +18,8 @@ package final class VirtGuest: SupervisedGuest {
             var waiting: [GuestEvent] = []
         }
         private let state = Mutex(State())
+        /// Whoever resets the guest tells it; what the machine says meanwhile is that reset.
+        let isResetFromOutside = Atomic<Bool>(false)
 
         package init() {}
 
@@ -25,7 +27,9 @@ package final class VirtGuest: SupervisedGuest {
             let guestEvent: GuestEvent
             switch event {
             case .powerOff(let exitCode): guestEvent = .poweredOff(code: exitCode)
-            case .reset: guestEvent = .reset
+            case .reset:
+                if isResetFromOutside.load(ordering: .relaxed) { return }
+                guestEvent = .reset
             case .failed(let reason): guestEvent = .failed(reason)
             case .paused, .resumed: return
             }
@@ -57,13 +61,20 @@ package final class VirtGuest: SupervisedGuest {
     package var memory: GuestMemory { machine.memory }
 
     package var processors: [GuestProcessorInformation] {
-        machine.processors.map {
+        let threads = machine.processorThreadIdentifiers
+        return machine.processors.map {
             GuestProcessorInformation(
-                index: $0.index, threadIdentifier: 0, retiredInstructions: $0.retiredInstructions)
+                index: $0.index, threadIdentifier: threads[$0.index], retiredInstructions: $0.retiredInstructions)
         }
     }
 
-    package func reset() throws { try machine.reset() }
+    package func reset() throws {
+        sink.isResetFromOutside.store(true, ordering: .relaxed)
+        defer { sink.isResetFromOutside.store(false, ordering: .relaxed) }
+        try machine.reset()
+    }
+
+    package func announceNetworks(_ names: [String]?) { machine.announceNetworks(names) }
 
     package func registerDump() -> String { machine.processors.map { $0.registerDump() }.joined(separator: "\r\n") }
 

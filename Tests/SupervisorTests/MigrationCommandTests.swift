@@ -217,14 +217,17 @@ extension SupervisorTests {
             ("migrate-set-parameters", ["nope": 1], "Parameter 'nope' is unexpected"),
             (
                 "migrate-set-parameters", ["downtime-limit": -1],
-                "Parameter 'downtime-limit' expects a non-negative integer"
+                "Parameter 'downtime_limit' expects an integer in the range of 0 to (2000 * 1000) ms"
             ),
             (
                 "migrate-set-parameters", ["multifd-compression": "zlib"],
                 "Parameter 'multifd-compression' is not supported: it stays \"none\""
             ),
             ("migrate-continue", ["state": "pre-switchover"], "Migration not in expected state: none"),
-            ("migrate-pause", [:], "migrate-pause is currently only supported during postcopy-active state"),
+            (
+                "migrate-pause", [:],
+                "migrate-pause is currently only supported during postcopy-active or postcopy-recover state"
+            ),
             ("migrate-recover", ["uri": "unix:/x"], "Migrate recover can only be run when postcopy is paused."),
         ]
 

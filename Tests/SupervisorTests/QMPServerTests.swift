@@ -179,6 +179,30 @@ extension SupervisorTests {
             #expect(try client.run("query-fdsets") == [])
         }
 
+        @Test("pmemsave writes RAM as it is, and nothing where there is none; sizes have limits") func memoryToFile()
+            throws
+        {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            try fixture.guest.memory.write(0x8000_0000, [1, 2, 3, 4])
+            try fixture.guest.memory.write(0x800F_FFFF, [9])
+            let path = fixture.path + "/memory"
+            defer { unlink(path) }
+            func save(_ start: JSONValue, _ size: JSONValue) throws -> [UInt8] {
+                #expect(try client.run("pmemsave", ["val": start, "size": size, "filename": .string(path)]) == [:])
+                return try WholeFile.read(try OwnedDescriptor.open(path, flags: O_RDONLY), byteCountMax: 4 << 20)
+            }
+            #expect(try save(0x8000_0001, 2) == [2, 3])
+            #expect(try save(0x7FFF_FFFE, 6) == [0, 0, 1, 2, 3, 4])
+            #expect(try save(0x800F_FFFF, 3) == [9, 0, 0])
+            #expect(try save(-32, 16) == [UInt8](repeating: 0, count: 16))
+            let whole = try save(0x8000_0000, 1_048_576)
+            #expect(whole.count == 1 << 20 && whole.prefix(4) == [1, 2, 3, 4] && whole.last == 9)
+            for size: JSONValue in [-16, .unsigned(.max), .integer(1 << 50)] {
+                #expect(throws: QMPConnection.Failure.self) { try save(0, size) }
+            }
+        }
+
         @Test("1,000 clients come and go, half of them in the middle of a message, and nothing stays behind")
         func manyClients() throws {
             let fixture = try SupervisorFixture()

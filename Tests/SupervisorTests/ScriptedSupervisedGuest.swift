@@ -30,6 +30,7 @@ final class ScriptedSupervisedGuest: SupervisedGuest {
 
     let processors = [GuestProcessorInformation(index: 0, threadIdentifier: 1, retiredInstructions: 42)]
     func reset() throws { note("reset") }
+    func announceNetworks(_ names: [String]?) { note("announce \(names?.joined(separator: ",") ?? "all")") }
     func registerDump() -> String { "pc 0\r\n" }
     func shutDown() { note("shutDown") }
     func setEventHandler(_ handler: @escaping @Sendable (GuestEvent) -> Void) { self.handler.withLock { $0 = handler } }

@@ -34,7 +34,8 @@ struct CommandEntry: Sendable {
 /// All commands and events, by group; each group has a file.
 enum CommandTable {
     static let entries: [CommandEntry] =
-        introspection + status + lifeCycle + descriptors + memory + migration + humanMonitor + sidestep + upgrade
+        introspection + status + lifeCycle + descriptors + memory + network + migration + humanMonitor + sidestep
+        + upgrade
 
     static let byName: [String: CommandEntry] = Dictionary(uniqueKeysWithValues: entries.map { ($0.name, $0) })
 }

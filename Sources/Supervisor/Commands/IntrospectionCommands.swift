@@ -22,10 +22,54 @@ extension CommandTable {
         },
         CommandEntry(
             "query-qmp-schema",
-            returns: .array(
-                of: .object("SchemaInfo", [.required("name", .string), .required("meta-type", .string)]))
+            returns: .array(of: schemaInformation)
         ) { _, _ in CommandTable.schema },
     ]
+
+    /// What `query-qmp-schema` says of itself.
+    private static let schemaInformation: QMPType = {
+        let name = QMPMember.required("name", .string)
+        let kinds = ["builtin", "enum", "array", "object", "alternate", "command", "event"]
+        let word = QMPType.object("SchemaInfoEnumMember", [.required("name", .string)])
+        let member = QMPType.object(
+            "SchemaInfoObjectMember",
+            [.required("name", .string), .required("type", .string), .optional("default", .any)])
+        let variant = QMPType.object(
+            "SchemaInfoObjectVariant", [.required("case", .string), .required("type", .string)])
+        let alternative = QMPType.object("SchemaInfoAlternateMember", [.required("type", .string)])
+        return .union(
+            "SchemaInfo", tag: .required("meta-type", .enumeration("SchemaMetaType", kinds)),
+            [
+                "builtin": .object(
+                    "SchemaInfoBuiltin",
+                    [
+                        name,
+                        .required(
+                            "json-type",
+                            .enumeration(
+                                "JSONType",
+                                ["string", "number", "int", "boolean", "null", "object", "array", "value"])),
+                    ]),
+                "enum": .object(
+                    "SchemaInfoEnum",
+                    [name, .required("members", .array(of: word)), .required("values", .array(of: .string))]),
+                "array": .object("SchemaInfoArray", [name, .required("element-type", .string)]),
+                "object": .object(
+                    "SchemaInfoObject",
+                    [
+                        name, .required("members", .array(of: member)), .optional("tag", .string),
+                        .optional("variants", .array(of: variant)),
+                    ]),
+                "alternate": .object("SchemaInfoAlternate", [name, .required("members", .array(of: alternative))]),
+                "command": .object(
+                    "SchemaInfoCommand",
+                    [
+                        name, .required("arg-type", .string), .required("ret-type", .string),
+                        .optional("allow-oob", .boolean),
+                    ]),
+                "event": .object("SchemaInfoEvent", [name, .required("arg-type", .string)]),
+            ])
+    }()
 
     /// Built once: it never changes.
     private static let schema: JSONValue = {

@@ -53,7 +53,8 @@ extension QMPTypes {
             .optional("cpu-throttle-percentage", .integer), .optional("error-desc", .string),
             .optional("xbzrle-cache", xbzrleCache),
             .optional("socket-address", .array(of: socketAddress)), .optional("x-channel", .string),
-            .optional("x-strategy", .string), .optional("x-outcome", .string),
+            .optional("x-channel-kind", .string), .optional("x-channel-reason", .string),
+            .optional("x-extra-memory", .integer), .optional("x-strategy", .string), .optional("x-outcome", .string),
             .optional("x-notices", .array(of: .string)), .optional("x-phases", .any),
         ])
 }
@@ -138,7 +139,8 @@ extension CommandTable {
             return [:]
         },
         CommandEntry(
-            "query-migrate-parameters", returns: .object("MigrationParameters", MigrationSettings.parameterMembers)
+            "query-migrate-parameters",
+            returns: .object("MigrationParameters", MigrationSettings.parameterAnswerMembers)
         ) { supervisor, _ in supervisor.migration.settings.parameterObject },
     ]
 }

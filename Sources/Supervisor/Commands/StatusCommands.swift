@@ -47,7 +47,7 @@ extension CommandTable {
             "query-memory-size-summary",
             returns: .object(
                 "MemoryInfo", [.required("base-memory", .integer), .optional("plugged-memory", .integer)])
-        ) { supervisor, _ in ["base-memory": JSONValue(supervisor.configuration.memory), "plugged-memory": 0] },
+        ) { supervisor, _ in ["base-memory": JSONValue(supervisor.configuration.memory)] },
         CommandEntry("query-block", returns: .array(of: QMPTypes.blockInformation)) { supervisor, _ in
             .array(supervisor.configuration.disks.enumerated().map { QMPTypes.describe(disk: $1, index: $0) })
         },

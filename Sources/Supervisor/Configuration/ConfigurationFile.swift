@@ -2,7 +2,7 @@ import Glibc
 package import LinuxCalls
 package import QMPProtocol
 
-/// Reads `--config FILE`.
+/// Reads `--config FILE`: TOML, or JSON if the file is named so or begins with a brace.
 package enum ConfigurationFile {
     package static let byteCountMax = 1 << 20
 
@@ -14,9 +14,14 @@ package enum ConfigurationFile {
         } catch {
             throw Refusal("--config: cannot read \(path): \(error.errno)")
         }
-        do { return try JSONValue.parse(bytes) } catch {
+        do { return try isJSON(path, bytes) ? JSONValue.parse(bytes) : TOMLText.parse(bytes) } catch {
             throw Refusal(.usage, "--config: \(path): \(error)")
         }
+    }
+
+    private static func isJSON(_ path: String, _ bytes: [UInt8]) -> Bool {
+        if path.hasSuffix(".toml") { return false }
+        return path.hasSuffix(".json") || bytes.first { ![0x09, 0x0A, 0x0D, 0x20].contains($0) } == UInt8(ascii: "{")
     }
 }
 

@@ -16,7 +16,7 @@ package enum MigrationAddress: Hashable, Sendable, CustomStringConvertible {
         let rest = String(uri[uri.index(after: colon)...])
         switch uri[..<colon] {
         case "unix":
-            guard !rest.isEmpty else { throw QMPError("unix: needs a path") }
+            guard !rest.isEmpty else { throw QMPError("invalid Unix socket address") }
             self = .unix(rest)
         case "tcp":
             guard let last = rest.lastIndex(of: ":"), let port = UInt16(rest[rest.index(after: last)...]) else {

@@ -320,7 +320,8 @@ final class MigrationControl: @unchecked Sendable {
     ) -> MigrationReport {
         MigrationReport(
             side: side, progress: MigrationProgress(), startNanoseconds: monotonicNanoseconds(),
-            isAutoConverging: configuration.has(.autoConverge), channel: channel, strategy: configuration.strategy)
+            isAutoConverging: configuration.has(.autoConverge), channel: channel, strategy: configuration.strategy,
+            capabilities: configuration.capabilities)
     }
 
     private func begin(_ side: MigrationReport.Side, channel: String, _ configuration: MigrationConfiguration) {
@@ -401,6 +402,9 @@ final class MigrationControl: @unchecked Sendable {
                 for notice in progress.notices { Diagnostics.write(notice) }
             }
             supervisor.migrationEnded(side: side, outcome: outcome)
+            if outcome == .guestMoved && side == .destination {
+                try? supervisor.announcer.announce(settings.announceParameters)
+            }
             tell(progress.status)
             if side == .destination, outcome != .guestMoved {
                 let text = progress.error?.description ?? "the incoming guest did not arrive"

@@ -13,6 +13,7 @@ struct MigrationReport: Sendable {
     var socketAddress: JSONValue?
     var channel: String
     var strategy: MigrationStrategy
+    var capabilities: Set<MigrationCapability> = []
 
     func json(nowNanoseconds: Int64) -> JSONValue {
         var result = JSONObject()
@@ -33,6 +34,9 @@ struct MigrationReport: Sendable {
             if isAutoConverging { result["cpu-throttle-percentage"] = JSONValue(progress.throttlePercent) }
             result["x-channel"] = .string(channel)
             result["x-strategy"] = .string(strategy.rawValue)
+            result["x-channel-kind"] = .string(way.kind)
+            result["x-channel-reason"] = .string(way.reason)
+            if side == .source, status == .completed { result["x-extra-memory"] = JSONValue(extraByteCount) }
             if !progress.notices.isEmpty { result["x-notices"] = .array(progress.notices.map { .string($0) }) }
             if status == .completed { result["x-phases"] = .object(phases) }
         }
@@ -50,6 +54,38 @@ struct MigrationReport: Sendable {
             result["expected-downtime"] = progress.expectedDowntimeMilliseconds.map { JSONValue($0) }
         }
     }
+
+    /// How RAM crosses, and why in this way.
+    private var way: (kind: String, reason: String) {
+        let scheme = channel.prefix { $0 != ":" }
+        switch scheme {
+        case "file": return ("file", "a file keeps the guest; nobody runs it")
+        case "exec": return ("command", "what the command makes of it is its own affair")
+        default: break
+        }
+        if capabilities.contains(.unixPageFlipping) {
+            return strategy == .stopAndCopy
+                ? ("page-flip", "unix-page-flipping is on, and the guest stops first: its pages are given away")
+                : ("page-flip", "unix-page-flipping is on, and the guest runs on: its pages are copied once")
+        }
+        if capabilities.contains(.multifd) {
+            return ("multifd", "multifd is on: pages go over several channels beside the stream")
+        }
+        return scheme == "unix"
+            ? ("socket", "unix-page-flipping is off") : ("socket", "pages are flipped over unix sockets only")
+    }
+
+    /// Bytes of RAM that existed twice, at most: in both processes, or on their way between them.
+    private var extraByteCount: UInt64 {
+        switch way.kind {
+        case "file", "command": 0
+        case "page-flip" where strategy == .stopAndCopy: min(Self.givenAwayByteCountMax, progress.ram.totalByteCount)
+        default: min(progress.ram.normalPages &* UInt64(guestPageSize), progress.ram.totalByteCount)
+        }
+    }
+
+    /// What is on its way at most when pages are given away; the engine keeps to it.
+    private static let givenAwayByteCountMax: UInt64 = 32 << 20
 
     private var ram: JSONObject {
         let ram = progress.ram

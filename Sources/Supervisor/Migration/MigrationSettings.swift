@@ -50,8 +50,13 @@ struct MigrationSettings: Sendable {
         "mode": ["normal", cprTransfer],
     ]
     private static let cprTransfer = "cpr-transfer"
-    private static let adjustable: Set<String> = [
-        "announce-initial", "announce-max", "announce-rounds", "announce-step",
+    /// Numbers of `others` that may differ from their default, and what they may be. QEMU says "between 0" of the step
+    /// and takes no 0.
+    private static let adjustable: [String: (range: ClosedRange<UInt64>, text: String)] = [
+        "announce-initial": (0...100_000, "a value between 0 and 100000"),
+        "announce-max": (0...100_000, "a value between 0 and 100000"),
+        "announce-rounds": (0...1000, "a value between 0 and 1000"),
+        "announce-step": (1...10_000, "a value between 0 and 10000"),
     ]
 
     // MARK: Capabilities
@@ -92,7 +97,7 @@ struct MigrationSettings: Sendable {
     // MARK: Parameters
 
     static let parameterMembers: [QMPMember] =
-        MigrationParameters.Key.allCases.map { .optional($0.rawValue, .integer) }
+        MigrationParameters.Key.allCases.map { .optional($0.rawValue, .unsigned(bits: bits(of: $0))) }
         + otherDefaults.members.map { member in
             switch member.value {
             case .bool: .optional(member.key, .boolean)
@@ -100,31 +105,58 @@ struct MigrationSettings: Sendable {
                 .optional(
                     member.key,
                     choices[member.key].map { .enumeration("Migration-\(member.key)", $0) }
+                        ?? words[member.key].map { .enumeration($0.type, $0.words) }
                         ?? .alternate("StrOrNull", [.string, .null]))
-            default: .optional(member.key, .integer)
+            default: .optional(member.key, .unsigned(bits: 64))
             }
         }
+
+    /// What QEMU calls the values of parameters that are words here too, though few of them are taken.
+    private static let words: [String: (type: String, words: [String])] = [
+        "multifd-compression": ("MultiFDCompression", ["none", "zlib", "zstd"]),
+        "mode": ("MigMode", ["normal", "cpr-reboot", "cpr-transfer"]),
+        "zero-page-detection": ("ZeroPageDetection", ["none", "legacy", "multifd"]),
+    ]
+
+    /// The same as they are told: never null.
+    static let parameterAnswerMembers: [QMPMember] = parameterMembers.map { member in
+        guard case .alternate = member.type else { return member }
+        return .optional(member.name, .string)
+    }
+
+    /// How wide QEMU stores a parameter: what does not fit is refused in other words.
+    private static func bits(of key: MigrationParameters.Key) -> Int {
+        switch key {
+        case .multifdChannels, .cpuThrottleInitial, .cpuThrottleIncrement, .maxCPUThrottle, .throttleTriggerThreshold: 8
+        default: 64
+        }
+    }
+
+    /// How the network is told where the guest is after it has come.
+    var announceParameters: AnnounceParameters {
+        func number(_ name: String) -> Int64 { others[name]?.integerValue ?? 0 }
+        return AnnounceParameters(
+            initialMilliseconds: number("announce-initial"), maxMilliseconds: number("announce-max"),
+            rounds: number("announce-rounds"), stepMilliseconds: number("announce-step"))
+    }
 
     mutating func set(parameters arguments: JSONObject) throws(QMPError) {
         var parameters = parameters
         var others = others
         for member in arguments.members {
             if let key = MigrationParameters.Key(rawValue: member.key) {
-                guard let value = member.value.unsignedValue else {
-                    throw .invalidValue(parameter: member.key, expected: "a non-negative integer")
-                }
-                guard MigrationParameters.range(of: key).contains(value) else {
-                    let range = MigrationParameters.range(of: key)
-                    throw .invalidValue(
-                        parameter: member.key, expected: "a value between \(range.lowerBound) and \(range.upperBound)")
+                guard let value = member.value.unsignedValue, MigrationParameters.range(of: key).contains(value) else {
+                    throw .invalidValue(parameter: Self.spelled(member.key), expected: Self.expectation(of: key))
                 }
                 parameters[key] = value
+            } else if let (range, text) = Self.adjustable[member.key] {
+                guard let value = member.value.unsignedValue, range.contains(value) else {
+                    throw .invalidValue(parameter: Self.spelled(member.key), expected: text)
+                }
+                others[member.key] = member.value
             } else {
                 let value = member.value == .null ? "" : member.value
-                guard
-                    Self.choices[member.key] != nil || Self.adjustable.contains(member.key)
-                        || Self.otherDefaults[member.key] == value
-                else {
+                guard Self.choices[member.key] != nil || Self.otherDefaults[member.key] == value else {
                     throw QMPError(
                         "Parameter '\(member.key)' is not supported: it stays \(Self.otherDefaults[member.key]?.json ?? "")"
                     )
@@ -132,9 +164,33 @@ struct MigrationSettings: Sendable {
                 others[member.key] = value
             }
         }
+        guard parameters.maxCPUThrottlePercent >= parameters.cpuThrottleInitialPercent else {
+            throw .invalidValue(
+                parameter: Self.spelled(MigrationParameters.Key.maxCPUThrottle.rawValue),
+                expected: Self.expectation(of: .maxCPUThrottle))
+        }
         do { try parameters.validate() } catch { throw QMPError(error.message) }
         self.parameters = parameters
         self.others = others
+    }
+
+    /// QEMU names a parameter that is out of range in its own way.
+    private static func spelled(_ name: String) -> String {
+        name.hasPrefix("x-") ? name : String(name.map { $0 == "-" ? "_" : $0 })
+    }
+
+    /// What a parameter may be, in QEMU's words where QEMU has it.
+    private static func expectation(of key: MigrationParameters.Key) -> String {
+        let range = MigrationParameters.range(of: key)
+        return switch key {
+        case .downtimeLimit: "an integer in the range of 0 to (2000 * 1000) ms"
+        case .maxBandwidth, .availableSwitchoverBandwidth, .maxPostcopyBandwidth:
+            "an integer in the range of 0 to \(range.upperBound) bytes/second"
+        case .maxCPUThrottle: "an integer in the range of cpu_throttle_initial to 99"
+        case .throttleTriggerThreshold, .cpuThrottleInitial, .cpuThrottleIncrement:
+            "an integer in the range of \(range.lowerBound) to \(range.upperBound)"
+        default: "a value between \(range.lowerBound) and \(range.upperBound)"
+        }
     }
 
     var parameterObject: JSONValue {
