@@ -6,7 +6,8 @@ struct Completion: ParsableCommand {
         abstract: "Print a script that completes this tool's arguments.",
         discussion: "For example: sidestep completion bash > ~/.local/share/bash-completion/completions/sidestep")
 
-    @Argument(help: ArgumentHelp("bash, zsh or fish.", valueName: "shell"))
+    @Argument(
+        help: ArgumentHelp("bash, zsh or fish.", valueName: "shell"), completion: .list(["bash", "zsh", "fish"]))
     var shell: String
 
     func run() throws {

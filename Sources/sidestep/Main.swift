@@ -1,5 +1,6 @@
 import ArgumentParser
 import Glibc
+import QMPProtocol
 import Supervisor
 
 /// The tool: arguments in, exit status out; one file per subcommand.
@@ -12,7 +13,7 @@ struct Sidestep: ParsableCommand {
             Stop.self, Kill.self, Status.self,
             Migrate.self, Receive.self, BridgeCommand.self, Cancel.self, Check.self, Save.self, Restore.self, QEMU.self,
             QMP.self,
-            Analyze.self, Completion.self,
+            Analyze.self, Completion.self, Manual.self,
             ExitStatusHelp.self,
         ])
 }
@@ -36,13 +37,17 @@ struct ExitStatusHelp: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "exit-status", abstract: "Show what the exit statuses mean.")
 
+    @OptionGroup var output: FormatOption
+
     func run() {
-        print(
-            """
-            'sidestep run' ends with the status that the guest gave to its test finisher, unless one of these applies:
-            """)
-        for status in ExitStatus.allCases {
-            print("\(status.rawValue < 10 ? " " : "")\(status.rawValue)  \(status.meaning)")
+        let list: [JSONValue] = ExitStatus.allCases.map {
+            ["status": JSONValue($0.rawValue), "meaning": .string($0.meaning)]
+        }
+        output.show(.array(list)) { _ in
+            let head =
+                "'sidestep run' ends with the status that the guest gave to its test finisher, unless one of these applies:"
+            return ([head] + ExitStatus.allCases.map { "\($0.rawValue < 10 ? " " : "")\($0.rawValue)  \($0.meaning)" })
+                .joined(separator: "\n")
         }
     }
 }

@@ -27,7 +27,8 @@ struct Upgrade: ParsableCommand {
             \(ExitStatus.lost.rawValue) if one is gone.
             """)
 
-    @Argument(help: ArgumentHelp("The guest.", valueName: "name"))
+    @Argument(
+        help: ArgumentHelp("The guest.", valueName: "name"), completion: .custom { _, _, _ in GuestArgument.names })
     var name: String?
 
     @Flag(help: "Every guest of this user that runs.")

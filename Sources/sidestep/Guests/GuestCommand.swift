@@ -6,8 +6,13 @@ import Supervisor
 
 /// What subcommands that talk to a running guest share.
 struct GuestArgument: ParsableArguments {
-    @Argument(help: ArgumentHelp("The guest's name; 'sidestep list' shows them.", valueName: "name"))
+    @Argument(
+        help: ArgumentHelp("The guest's name; 'sidestep list' shows them.", valueName: "name"),
+        completion: .custom { _, _, _ in GuestArgument.names })
     var name: String
+
+    /// For shells to complete.
+    static var names: [String] { ((try? RunDirectory.list()) ?? []).map(\.name) }
 
     func find() throws(Refusal) -> RunDirectory.Entry { try RunDirectory.find(name) }
 
@@ -50,6 +55,13 @@ struct FormatOption: ParsableArguments {
             let lines = text(value)
             if !lines.isEmpty { print(lines) }
         }
+    }
+}
+
+extension FormatOption {
+    /// Prints a result behind lines of progress: with JSON it is a line of its own, as they are.
+    func showLast(_ value: JSONValue, _ text: (JSONValue) -> String) {
+        if format == .json { print(value.json) } else { show(value, text) }
     }
 }
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Glibc
 import LinuxCalls
+import MonitorClient
 import QMPProtocol
 import Supervisor
 
@@ -8,8 +9,11 @@ struct Check: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Tell what would stop a guest from moving, before anything happens.",
         discussion: """
-            Each line is ok, warn or fail, with the remedy. Nothing is changed and nobody is connected to. Exit status \
-            \(ExitStatus.refused.rawValue) if a line says fail.
+            Each line is ok, warn or fail, with the remedy. Nothing is changed, and nobody is connected to at the URI: who waits \
+            there is known if it is a guest of this user, or if --peer names its QMP socket. Exit status: \
+            \(ExitStatus.guestUnfit.rawValue) if the guest cannot move as it is, else \(ExitStatus.hostUnfit.rawValue) if this \
+            host does not allow it, else \(ExitStatus.destinationUnfit.rawValue) if the destination cannot take it; warnings \
+            change nothing.
             """)
 
     @OptionGroup var guest: GuestArgument
@@ -17,124 +21,176 @@ struct Check: ParsableCommand {
     @Argument(help: ArgumentHelp("Where it would go to; see 'sidestep migrate'.", valueName: "uri"))
     var uri: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "The QMP socket of the process that waits at the URI, Sidestep's or QEMU's.", valueName: "unix:path"))
+    var peer: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "A capability that 'sidestep migrate' would switch on here. Repeatable.", valueName: "name"))
+    var capability: [String] = []
+
     @OptionGroup var output: FormatOption
-
-    private enum Grade: String { case ok, warn, fail }
-
-    private struct Finding {
-        var grade: Grade
-        var subject: String
-        var text: String
-    }
 
     func run() throws {
         let connection = try guest.connect()
-        let facts = try connection.run("x-sidestep-inspect")
-        var findings: [Finding] = []
-        checkGuest(facts, try connection.run("query-migrate"), &findings)
-        let memory = RunConfiguration.memory(in: facts["configuration"] ?? [:])
-        checkHost(memory: memory, &findings)
-        if let uri { checkDestination(uri, memory: memory, &findings) }
-        let list: [JSONValue] = findings.map {
-            ["grade": .string($0.grade.rawValue), "subject": .string($0.subject), "text": .string($0.text)]
+        let subject = CheckedGuest(
+            name: guest.name, facts: try connection.run("x-sidestep-inspect"),
+            migration: try connection.run("query-migrate"),
+            capabilities: try connection.run("query-migrate-capabilities"),
+            added: Set(capability.map { $0.hasPrefix("x-unix") ? String($0.dropFirst(2)) : $0 }))
+        var report = CheckReport()
+        subject.check(&report)
+        HostCheck.check(subject, needsSecondCopy: uri != nil, &report)
+        if let uri { try DestinationCheck(subject: subject, uri: uri, peer: peer).check(&report) }
+        let findings = report.findings
+        output.show(.array(findings.map(\.json))) { _ in
+            table(findings.map { [$0.grade.rawValue, $0.subject, $0.text + ($0.remedy.map { ": \($0)" } ?? "")] })
         }
-        output.show(.array(list)) { _ in table(findings.map { [$0.grade.rawValue, $0.subject, $0.text] }) }
-        if findings.contains(where: { $0.grade == .fail }) {
-            Sidestep.exit(withError: ExitCode(ExitStatus.refused.rawValue))
+        for status in [ExitStatus.guestUnfit, .hostUnfit, .destinationUnfit]
+        where findings.contains(where: { $0.grade == .fail && $0.status == status }) {
+            Sidestep.exit(withError: ExitCode(status.rawValue))
+        }
+    }
+}
+
+/// What was found, line by line.
+struct CheckReport {
+    enum Grade: String { case ok, warn, fail }
+
+    struct Finding {
+        var grade: Grade
+        var status: ExitStatus
+        var subject: String
+        var text: String
+        var remedy: String?
+
+        var json: JSONValue {
+            var object: JSONObject = [
+                "grade": .string(grade.rawValue), "subject": .string(subject), "text": .string(text),
+                "exit-status": JSONValue(grade == .fail ? status.rawValue : 0),
+            ]
+            object["remedy"] = remedy.map { .string($0) }
+            return .object(object)
         }
     }
 
-    private func checkGuest(_ facts: JSONValue, _ migration: JSONValue, _ findings: inout [Finding]) {
+    /// Whose business the next findings are.
+    var status = ExitStatus.guestUnfit
+    private(set) var findings: [Finding] = []
+
+    mutating func ok(_ subject: String, _ text: String) { add(.ok, subject, text, nil) }
+    mutating func warn(_ subject: String, _ text: String, remedy: String) { add(.warn, subject, text, remedy) }
+    mutating func fail(_ subject: String, _ text: String, remedy: String) { add(.fail, subject, text, remedy) }
+
+    private mutating func add(_ grade: Grade, _ subject: String, _ text: String, _ remedy: String?) {
+        findings.append(Finding(grade: grade, status: status, subject: subject, text: text, remedy: remedy))
+    }
+}
+
+/// The guest that is to move, as its process tells.
+struct CheckedGuest {
+    var name: String
+    var facts: JSONValue
+    var migration: JSONValue
+    var capabilities: JSONValue
+    /// Capabilities that will be switched on beside those.
+    var added: Set<String> = []
+
+    var configuration: JSONValue { facts["configuration"] ?? [:] }
+    var memory: UInt64 { RunConfiguration.memory(in: configuration) }
+    var isMemfd: Bool { configuration["memory-backend"] == "memfd" }
+
+    func has(_ capability: String) -> Bool { added.contains(capability) || Self.has(capability, capabilities) }
+
+    static func has(_ capability: String, _ list: JSONValue) -> Bool {
+        (list.arrayValue ?? []).first { $0["capability"] == .string(capability) }?["state"]?.boolValue ?? false
+    }
+
+    func check(_ report: inout CheckReport) {
+        report.status = .guestUnfit
         let status = facts["status"]?.stringValue ?? "?"
-        let movable = ["running", "paused", "prelaunch", "postmigrate"].contains(status)
-        findings.append(
-            Finding(
-                grade: movable ? .ok : .fail, subject: "guest",
-                text: movable ? "is \(status)" : "is \(status): wait until it runs"))
-        if ["setup", "active", "pre-switchover", "device"].contains(migration["status"]?.stringValue) {
-            findings.append(
-                Finding(
-                    grade: .fail, subject: "migration", text: "one is running: 'sidestep cancel \(guest.name)' or wait")
-            )
+        if ["running", "paused", "prelaunch", "postmigrate"].contains(status) {
+            report.ok("guest", "is \(status)")
+        } else {
+            report.fail("guest", "is \(status)", remedy: "wait until it runs, or 'sidestep resume \(name)'")
+        }
+        let move = migration["status"]?.stringValue
+        if ["setup", "active", "pre-switchover", "device", "postcopy-active"].contains(move) {
+            report.fail("migration", "one is running", remedy: "wait for its end, or 'sidestep cancel \(name)'")
         }
         let version = facts["version"]?.stringValue ?? "?"
-        findings.append(
-            Finding(
-                grade: version == Product.version ? .ok : .warn, subject: "version",
-                text: version == Product.version
-                    ? version : "the guest's process is \(version), this is \(Product.version)"))
-        let backend = facts["configuration"]?["memory-backend"]?.stringValue ?? "?"
-        findings.append(
-            Finding(
-                grade: backend == "memfd" ? .ok : .warn, subject: "memory",
-                text: backend == "memfd"
-                    ? "memfd: can be handed over without a copy"
-                    : "\(backend): every page is copied; start it with --memory-backend memfd to avoid that"))
+        if version == Product.version {
+            report.ok("version", version)
+        } else {
+            report.warn(
+                "version", "the guest's process is \(version), this is \(Product.version)",
+                remedy: "'sidestep upgrade \(name)' brings it to this version")
+        }
+        if isMemfd {
+            report.ok("memory", "memfd: 'sidestep upgrade' hands it over without a copy")
+        } else {
+            report.warn(
+                "memory", "\(configuration["memory-backend"]?.stringValue ?? "?"): every page is copied or flipped",
+                remedy: "start the guest with --memory-backend memfd")
+        }
     }
+}
 
-    private func checkHost(memory: UInt64, _ findings: inout [Finding]) {
-        if let available = HostFacts.availableMemoryByteCount {
-            let fits = available >= memory
-            findings.append(
-                Finding(
-                    grade: fits ? .ok : .warn, subject: "host memory",
-                    text:
-                        "\(SizeText.format(available & ~0xF_FFFF)) available for a second copy of \(SizeText.format(memory))"
-                        + (fits ? "" : ": use --capability unix-page-flipping, or 'sidestep upgrade'")))
+/// What this host allows.
+enum HostCheck {
+    /// Descriptors that a hand-over of an ordinary guest needs.
+    static let descriptorCountMin: UInt64 = 256
+
+    static func check(_ guest: CheckedGuest, needsSecondCopy: Bool, _ report: inout CheckReport) {
+        report.status = .hostUnfit
+        let needed = needsSecondCopy || !guest.isMemfd ? guest.memory : 0
+        if needed > 0, let available = HostFacts.availableMemoryByteCount {
+            let text =
+                "\(SizeText.format(available & ~0xF_FFFF)) available, a second copy takes \(SizeText.format(needed))"
+            if available >= needed {
+                report.ok("host memory", text)
+            } else {
+                report.warn(
+                    "host memory", text, remedy: "use --capability unix-page-flipping, or 'sidestep upgrade'")
+            }
         }
         var limit = rlimit()
         if unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 {
-            let enough = limit.rlim_max >= 256
-            findings.append(
-                Finding(
-                    grade: enough ? .ok : .warn, subject: "descriptors",
-                    text: "at most \(limit.rlim_max)" + (enough ? "" : ": raise 'ulimit -n'")))
-        }
-        let splices = HostFacts.allowsVMSplice
-        findings.append(
-            Finding(
-                grade: splices ? .ok : .warn, subject: "vmsplice",
-                text: splices ? "allowed" : "refused by the kernel or a sandbox: page flipping copies into the pipe"))
-    }
-
-    private func checkDestination(_ uri: String, memory: UInt64, _ findings: inout [Finding]) {
-        let address: MigrationAddress
-        do { address = try MigrationAddress(uri: uri) } catch {
-            findings.append(Finding(grade: .fail, subject: "uri", text: error.description))
-            return
-        }
-        switch address {
-        case .unix(let path):
-            var status = stat()
-            let text: String
-            if unsafe stat(path, &status) != 0 {
-                text = "\(path): \(errorText(errno)): start 'sidestep run --incoming \(uri) ...' first"
-            } else if status.st_mode & S_IFMT != S_IFSOCK {
-                text = "\(path) is no socket"
-            } else if unsafe access(path, W_OK) != 0 {
-                text = "\(path): \(errorText(errno))"
+            if UInt64(limit.rlim_max) >= descriptorCountMin {
+                report.ok("descriptors", "a process may have \(limit.rlim_max)")
             } else {
-                findings.append(Finding(grade: .ok, subject: "destination", text: "\(path) is a socket we may use"))
-                return
+                report.fail(
+                    "descriptors", "a process may have \(limit.rlim_max), \(descriptorCountMin) are needed",
+                    remedy: "raise 'ulimit -Hn' (LimitNOFILE= of a service)")
             }
-            findings.append(Finding(grade: .fail, subject: "destination", text: text))
-        case .file(let path, _):
-            let slash = path.lastIndex(of: "/")
-            let directory = slash.map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-            var space = statvfs()
-            guard unsafe statvfs(directory, &space) == 0, unsafe access(directory, W_OK) == 0 else {
-                findings.append(
-                    Finding(grade: .fail, subject: "destination", text: "\(directory): \(errorText(errno))"))
-                return
+        }
+        if unsafe getrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit) == 0, limit.rlim_cur != rlim_t.max,
+            UInt64(limit.rlim_cur) < guest.memory
+        {
+            report.fail(
+                "address space",
+                "limited to \(SizeText.format(UInt64(limit.rlim_cur))), RAM is \(SizeText.format(guest.memory))",
+                remedy: "raise 'ulimit -v'")
+        }
+        if HostFacts.allowsVMSplice {
+            report.ok("vmsplice", "allowed")
+        } else {
+            report.warn(
+                "vmsplice", "refused by the kernel or a sandbox: page flipping copies into the pipe",
+                remedy: "allow the system call, or do without unix-page-flipping")
+        }
+        if HostFacts.allowsUserFaults {
+            report.ok("userfaultfd", "allowed")
+        } else {
+            let text = "refused by the kernel or a sandbox: no postcopy to this host"
+            let remedy = "allow the system call (sysctl vm.unprivileged_userfaultfd), or do without postcopy-ram"
+            if guest.has("postcopy-ram") {
+                report.fail("userfaultfd", text, remedy: remedy)
+            } else {
+                report.warn("userfaultfd", text, remedy: remedy)
             }
-            let free = UInt64(space.f_bavail) * UInt64(space.f_frsize)
-            findings.append(
-                Finding(
-                    grade: free > memory ? .ok : .warn, subject: "destination",
-                    text:
-                        "\(SizeText.format(free & ~0xF_FFFF)) free in \(directory) for up to \(SizeText.format(memory))"
-                ))
-        default: findings.append(Finding(grade: .ok, subject: "destination", text: "\(address): not tried"))
         }
     }
 }

@@ -65,7 +65,7 @@ struct Migrate: ParsableCommand {
                     + (postcopy ? ["x-strategy=postcopy"] : []) + parameter)
         }
         let answer = try Self.move(connection, to: uri, cpr: cpr, resume: resume, format: output.format)
-        output.show(answer) {
+        output.showLast(answer) {
             "\(guest.name) has moved\n"
                 + MigrationProgressView.summary(
                     $0,
@@ -180,7 +180,7 @@ struct Status: ParsableCommand {
         if follow { _ = try Migrate.follow(connection, format: output.format) }
         let status = try connection.run("query-status")
         let migration = try connection.run("query-migrate")
-        output.show(["status": status["status"] ?? .null, "migration": migration]) { _ in
+        output.showLast(["status": status["status"] ?? .null, "migration": migration]) { _ in
             var text = "\(guest.name) is \(status["status"]?.stringValue ?? "?")"
             if let state = migration["status"]?.stringValue {
                 text += "\nmigration \(state)"

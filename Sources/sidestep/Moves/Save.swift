@@ -54,7 +54,7 @@ struct Save: ParsableCommand {
             _ = try connection.run("cont")
             throw Refusal("\(guest.name): cannot write \(path).json: \(error); the guest runs on")
         }
-        output.show(answer) { "\(guest.name) is saved\n" + MigrationProgressView.summary($0, channel: "file") }
+        output.showLast(answer) { "\(guest.name) is saved\n" + MigrationProgressView.summary($0, channel: "file") }
         if keepRunning {
             if wasRunning { _ = try connection.run("cont") }
         } else {

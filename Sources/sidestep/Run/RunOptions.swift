@@ -7,19 +7,23 @@ struct RunOptions: ParsableArguments {
     @Option(help: ArgumentHelp("A name for the guest; commands find it by this.", valueName: "name"))
     var name: String?
 
-    @Option(help: ArgumentHelp("A JSON file that says what these flags say; flags win.", valueName: "file"))
+    @Option(
+        help: ArgumentHelp("A TOML or JSON file that says what these flags say; flags win.", valueName: "file"),
+        completion: .file())
     var config: String?
 
     @Option(help: ArgumentHelp("The kind of machine: virt.", valueName: "type"))
     var machine: String?
 
-    @Option(help: ArgumentHelp("What runs first, in machine mode: a flat binary or an ELF file.", valueName: "file"))
+    @Option(
+        help: ArgumentHelp("What runs first, in machine mode: a flat binary or an ELF file.", valueName: "file"),
+        completion: .file())
     var firmware: String?
 
-    @Option(help: ArgumentHelp("A Linux kernel (RISC-V Image).", valueName: "file"))
+    @Option(help: ArgumentHelp("A Linux kernel (RISC-V Image).", valueName: "file"), completion: .file())
     var kernel: String?
 
-    @Option(help: ArgumentHelp("An initial RAM disk for the kernel.", valueName: "file"))
+    @Option(help: ArgumentHelp("An initial RAM disk for the kernel.", valueName: "file"), completion: .file())
     var initrd: String?
 
     @Option(help: ArgumentHelp("The kernel's command line.", valueName: "text"))
