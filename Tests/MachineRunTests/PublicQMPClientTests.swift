@@ -31,6 +31,50 @@ struct PublicQMPClientTests {
     }
 
     @Test(
+        "its shell drives a guest through stop, cont, a migration by page flip, and quit",
+        .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
+        .enabled(if: PublicQMPClient.shell != nil, "no qmp-shell beside the Python that has qemu.qmp"))
+    func shell() throws {
+        let run = try MonitorRun()
+        let source = try run.heartbeat(name: "source")
+        try source.wait(for: "tick 2 ", seconds: 60)
+        let destination = try run.heartbeat(["--incoming", "defer"], name: "destination")
+        try ToolRunTests.waitUntilListed("destination", run)
+        let uri = "unix:" + run.directory.file("migration.sock")
+        let flip = "migrate-set-capabilities capabilities=[{\"capability\":\"x-unix-page-flipping\",\"state\":true}]"
+        func type(_ name: String, _ lines: [String]) throws -> String {
+            let shell = try RunningProgram(
+                try #require(PublicQMPClient.shell), [run.directory.path + "/sidestep/\(name)/qmp.sock"],
+                name: "qmp-shell",
+                environment: ["HOME": run.directory.path])
+            for line in lines {
+                try shell.type(line + "\n")
+                // The answer to one before the next: what a person does.
+                _ = try HostTools.run("sleep", ["0.3"])
+            }
+            shell.closeInput()
+            _ = try shell.waitForEnd(seconds: 60)
+            return shell.output.text + shell.errors.text
+        }
+        let there = try type("destination", ["query-status", flip, "migrate-incoming uri=\(uri)"])
+        #expect(there.contains("inmigrate") && !there.contains("error"), "\(there)")
+        let here = try type(
+            "source",
+            [
+                "query-version", "stop", "query-status", "cont", "no-such-command", flip, "migrate uri=\(uri)",
+                "query-migrate", "query-status",
+            ])
+        for words in ["Connected to QEMU 10.0", "paused", "CommandNotFound", "postmigrate", "completed"] {
+            #expect(here.contains(words), "\(words): \(here)")
+        }
+        try destination.wait(for: "tick ", seconds: 30)
+        _ = try type("source", ["quit"])
+        #expect(try source.waitForEnd(seconds: 30) == .exited(status: 0))
+        _ = try type("destination", ["quit"])
+        #expect(try destination.waitForEnd(seconds: 30) == .exited(status: 0))
+    }
+
+    @Test(
         "moves a guest between two of QEMU's, by the same script",
         .enabled(if: Requirement.qemu.isMet, "\(Requirement.qemu)"),
         arguments: [[], ["return-path"]])
@@ -64,6 +108,13 @@ enum PublicQMPClient {
         Environment.all["SIDESTEP_PYTHON"], "\(Checkout.cache)/qmp/bin/python", HostTools.path(of: "python3"),
     ].compactMap { $0 }.first { python in
         (try? HostTools.run(python, ["-c", "import qemu.qmp"]).end) == .exited(status: 0)
+    }
+
+    /// `qmp-shell` beside it.
+    static var shell: String? {
+        guard let python, let slash = python.lastIndex(of: "/") else { return nil }
+        let path = python[...slash] + "qmp-shell"
+        return HostTools.allows(1, String(path)) ? String(path) : HostTools.path(of: "qmp-shell")
     }
 
     static func move(_ source: String, _ destination: String, _ directory: TemporaryDirectory, _ capabilities: [String])

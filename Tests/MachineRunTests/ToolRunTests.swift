@@ -59,7 +59,9 @@ struct ToolRunTests {
                 try run.command(["qmp", "destination", "migrate-set-capabilities", capabilities]).end == Self.done)
         }
         #expect(try run.command(["qmp", "destination", "migrate-incoming", #"{"uri": "\#(uri)"}"#]).end == Self.done)
-        #expect(try run.command(["check", "source", uri]).end == Self.done)
+        let check = try run.command(["check", "source", uri] + more)
+        #expect(check.end == Self.done, "\(check.output)")
+        #expect(check.output.contains("RAM  ") && check.output.contains("64M at both ends"), "\(check.output)")
         let move = try run.command(["migrate", "source", uri] + more)
         #expect(move.end == Self.done, "\(move.errors)")
         #expect(move.output.contains("source has moved"))
@@ -79,11 +81,52 @@ struct ToolRunTests {
         let move = try run.command(["migrate", "stays", "unix:/nonexistent/socket"])
         #expect(move.end == .exited(status: 80))
         #expect(move.errors.contains("/nonexistent/socket") && move.errors.contains("runs on here"))
-        #expect(try run.command(["check", "stays", "unix:/nonexistent/socket"]).end == .exited(status: 65))
+        #expect(try run.command(["check", "stays", "unix:/nonexistent/socket"]).end == .exited(status: 92))
         #expect(try run.command(["migrate", "stays", "pigeon:home"]).end == .exited(status: 65))
         try guest.wait(for: "tick ", seconds: 30)
         try guest.type("q")
         #expect(try guest.waitForEnd(seconds: 30) == Self.done)
+    }
+
+    @Test("check tells what stands in the way, with the remedy, and its status says whose business it is") func check()
+        throws
+    {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(["--memory-backend", "anonymous"], name: "checked")
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        let plain = try run.command(["check", "checked", "--format", "json"])
+        #expect(plain.end == Self.done)
+        for words in [
+            "\"descriptors\"", "\"vmsplice\"", "\"userfaultfd\"", "start the guest with --memory-backend memfd",
+        ] {
+            #expect(plain.output.contains(words), "\(words): \(plain.output)")
+        }
+        // A destination with other RAM, processors and capabilities, found by its URI or named by its monitor.
+        let uri = "unix:" + run.directory.file("migration.sock")
+        let other = try run.start(
+            ["--firmware", Heartbeat.elf, "--memory", "32M", "--cpus", "2", "--incoming", "defer"], name: "other")
+        try Self.waitUntilListed("other", run)
+        let flip = #"{"capabilities": [{"capability": "unix-page-flipping", "state": true}]}"#
+        _ = try run.command(["qmp", "other", "migrate-set-capabilities", flip])
+        _ = try run.command(["qmp", "other", "migrate-incoming", #"{"uri": "\#(uri)"}"#])
+        let peer = "unix:" + run.directory.path + "/sidestep/other/qmp.sock"
+        for more in [[], ["--peer", peer]] {
+            let found = try run.command(["check", "checked", uri] + more)
+            #expect(found.end == .exited(status: 92))
+            for words in ["32M there, 64M here", "2 there, 1 here", "unix-page-flipping is on there and off here"] {
+                #expect(found.output.contains(words), "\(words): \(found.output)")
+            }
+        }
+        #expect(try run.command(["check", "checked", "file:/nonexistent/x"]).end == .exited(status: 92))
+        #expect(try run.command(["check", "checked", "pigeon:home"]).end == .exited(status: 92))
+        // This host: too few descriptors.
+        let few = try HostTools.run(
+            "sh", ["-c", "ulimit -n 64; exec '\(Checkout.tool)' check checked"], environment: run.environment)
+        #expect(few.end == .exited(status: 91) && few.output.contains("ulimit -Hn"), "\(few.output)")
+        // The guest: it is on its way in.
+        #expect(try run.command(["check", "other"]).end == .exited(status: 90))
+        #expect(try run.command(["check", "nobody"]).end == .exited(status: 66))
+        _ = (other, try run.command(["stop", "other"]), try run.command(["stop", "checked"]))
     }
 
     @Test(
@@ -158,6 +201,20 @@ struct ToolRunTests {
         try second.wait(for: "heartbeat harts=1", seconds: 60)  // flags win
         try second.type("q")
         #expect(try second.waitForEnd(seconds: 30) == Self.done)
+        let toml = "firmware = \"\(Heartbeat.elf)\"\nmemory = \"64M\"\nname = \"toml\"\n"
+        let third = try RunningProgram(
+            Checkout.tool, ["run", "--config", try run.directory.write(Array(toml.utf8), to: "guest.toml")],
+            name: "third", environment: run.environment)
+        try third.wait(for: "tick 1 ", seconds: 60)
+        let inspected = try run.command(["inspect", "toml", "--format", "json"]).output
+        #expect(inspected.contains("\"memory\": \"64M\"") && inspected.contains("\"cpus\": 1"))
+        let threads = try run.command(["qmp", "toml", "query-cpus-fast"]).output
+        let thread = try #require(threads.firstMatch(of: /"thread-id": ([0-9]+)/)?.1)
+        let name = try HostTools.need(
+            "sh", ["-c", "cat /proc/$(cat '\(run.directory.path)/sidestep/toml/pid')/task/\(thread)/comm"])
+        #expect(name == "hart 0\n")
+        try third.type("q")
+        #expect(try third.waitForEnd(seconds: 30) == Self.done)
         let wrong = try run.directory.write(Array(#"{"memory": 5, "frobnicate": 1}"#.utf8), to: "wrong.json")
         let refused = try run.command(["run", "--config", wrong])
         #expect(refused.end == .exited(status: 64) && refused.errors.contains("frobnicate"))
