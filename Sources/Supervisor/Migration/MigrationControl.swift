@@ -321,7 +321,7 @@ final class MigrationControl: @unchecked Sendable {
         MigrationReport(
             side: side, progress: MigrationProgress(), startNanoseconds: monotonicNanoseconds(),
             isAutoConverging: configuration.has(.autoConverge), channel: channel, strategy: configuration.strategy,
-            capabilities: configuration.capabilities)
+            capabilities: configuration.capabilities, handsOverMemory: configuration.handsOverMemory)
     }
 
     private func begin(_ side: MigrationReport.Side, channel: String, _ configuration: MigrationConfiguration) {

@@ -14,6 +14,8 @@ struct MigrationReport: Sendable {
     var channel: String
     var strategy: MigrationStrategy
     var capabilities: Set<MigrationCapability> = []
+    /// Mode `cpr-transfer`: RAM's descriptors went first.
+    var handsOverMemory = false
 
     func json(nowNanoseconds: Int64) -> JSONValue {
         var result = JSONObject()
@@ -63,6 +65,7 @@ struct MigrationReport: Sendable {
         case "exec": return ("command", "what the command makes of it is its own affair")
         default: break
         }
+        if handsOverMemory { return ("descriptors", "mode is cpr-transfer: RAM is in memory files, which both have") }
         if capabilities.contains(.unixPageFlipping) {
             return strategy == .stopAndCopy
                 ? ("page-flip", "unix-page-flipping is on, and the guest stops first: its pages are given away")
@@ -78,7 +81,7 @@ struct MigrationReport: Sendable {
     /// Bytes of RAM that existed twice, at most: in both processes, or on their way between them.
     private var extraByteCount: UInt64 {
         switch way.kind {
-        case "file", "command": 0
+        case "file", "command", "descriptors": 0
         case "page-flip" where strategy == .stopAndCopy: min(Self.givenAwayByteCountMax, progress.ram.totalByteCount)
         default: min(progress.ram.normalPages &* UInt64(guestPageSize), progress.ram.totalByteCount)
         }

@@ -8,7 +8,9 @@ package struct MigrationRoute: Hashable, Sendable {
 
     /// `uri` or `channels` of `migrate` and `migrate-incoming`, of which there is one.
     init(arguments: JSONObject) throws(QMPError) {
-        switch (arguments["uri"]?.stringValue, arguments["channels"]?.arrayValue) {
+        // No channels at all are as if there were no such argument.
+        let list = arguments["channels"]?.arrayValue
+        switch (arguments["uri"]?.stringValue, list?.isEmpty == true ? nil : list) {
         case (let uri?, nil): main = try MigrationAddress(uri: uri)
         case (nil, let channels?):
             var addresses: [String: MigrationAddress] = [:]
