@@ -69,6 +69,7 @@ enum GoldenScreen {
         let path = "\(Checkout.root)/Tests/Tools/screens/\(name).txt"
         let now = normalized(screen)
         if Environment.all["SIDESTEP_RECORD"] != nil {
+            try HostTools.need("mkdir", ["-p", "\(Checkout.root)/Tests/Tools/screens"])
             let file = try OwnedDescriptor.open(path, flags: 0o1101, mode: 0o644)  // write, create, truncate
             try file.writeAll(Array(now.utf8))
         }
