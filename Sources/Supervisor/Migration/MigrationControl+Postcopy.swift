@@ -40,7 +40,7 @@ extension MigrationControl {
     func pauseChannel() throws(QMPError) {
         precondition(loop.isLoopThread)
         guard [.postcopyActive, .postcopyRecover].contains(activeStatus) else {
-            throw QMPError("migrate-pause is currently only supported during postcopy-active state")
+            throw QMPError("migrate-pause is currently only supported during postcopy-active or postcopy-recover state")
         }
         source?.breakChannel()
         destination?.breakChannel()
