@@ -52,7 +52,8 @@ struct ShellTests {
         "fish completes subcommands, flags and values",
         .enabled(if: Requirement.program("fish", package: "fish").isMet, "no fish: Debian package fish"))
     func fish() throws {
-        let (_, script, environment) = try prepare("fish")
+        let (run, script, environment) = try prepare("fish")
+        defer { withExtendedLifetime(run) {} }
         // Names of guests are asked for by way of fish's command line, which there is at a prompt only.
         func complete(_ line: String) throws -> String {
             let result = try HostTools.run(

@@ -139,7 +139,7 @@ struct ToolRunTests {
         let file = run.directory.file("guest.stream")
         let save = try run.command(["save", "saved", file] + more)
         #expect(save.end == Self.done, "\(save.errors)")
-        let report = try run.command(["analyze", file, "--json"])
+        let report = try run.command(["analyze", file, "--format", "json"])
         #expect(report.end == Self.done && report.output.contains("riscv_virt_board.ram"), "\(report.errors)")
         #expect(report.output.contains("mapped-ram") == !more.isEmpty, "\(report.output.prefix(2000))")
         #expect(try guest.waitForEnd(seconds: 30) == Self.done)
