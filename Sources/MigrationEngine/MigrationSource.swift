@@ -550,7 +550,9 @@ final class SourceDriver {
                 owner.report(notify: false) { $0.timing.resumeNanoseconds = now() - start }
                 return machine.handle(.destinationRuns)
             }
-            return fail(error)
+            // A channel that was broken off here is lost in a postcopy, not a cancel that comes too late: waiting on it
+            // again would fail again at once, for ever.
+            return machine.state == .settling ? failInPostcopy(error) : fail(error)
         }
         owner.report(notify: false) { $0.timing.resumeNanoseconds = now() - start }
         return machine.handle(.destinationRuns)

@@ -123,7 +123,7 @@ final class HoldPoint: Sendable {
         let outcome = try Rig.run(
             ends,
             beside: {
-                while ends.source.progress.status != .active { usleep(500) }
+                while ends.source.progress.status != .active, ends.source.progress.outcome == nil { usleep(500) }
                 _ = rig.source.waitForWrites(200)
                 ends.source.startPostcopy()
             })
@@ -257,7 +257,7 @@ final class HoldPoint: Sendable {
             let outcome = try Rig.run(
                 ends,
                 beside: {
-                    while ends.source.progress.status != wanted { usleep(200) }
+                    while ends.source.progress.status != wanted, ends.source.progress.outcome == nil { usleep(200) }
                     ends.source.cancel()
                     ends.destination.cancel()
                 })
