@@ -94,14 +94,18 @@ struct StrategyTests {
                 let answer = try guest.end(upgrade)
                 #expect(answer.end == .exited(status: 80), "\(answer.errors)")
             }
-            waitUntil(seconds: 10) { guest.processes().count <= 1 }
+            // The guard ends the new process first, and gives the names back then.
+            try waitUntil(seconds: 10) {
+                try guest.leftovers().isEmpty && guest.processes().count == 1 && (try? guest.runner()) == runner
+            }
             #expect(try guest.runner() == runner)
+            #expect(guest.processes().map(\.identifier) == [runner])
             #expect(try guest.console.ask("[ $x = kept ] && ! grep -qi bad /tmp/m").hasSuffix(" 0"))
         }
         // Afterwards there is none, and what was begun is ended by the guard.
         let upgrade = try guest.stoppedUpgrade(at: "moving", to: ten, ["--strategy", "postcopy"])
         upgrade.process.kill()
-        waitUntil(seconds: 10) { guest.processes().count <= 1 }
+        try waitUntil(seconds: 10) { try guest.leftovers().isEmpty && guest.processes().count == 1 }
         #expect(guest.processes().count == 1)
         try guest.reconnect()
         #expect(try guest.console.ask("[ $x = kept ] && ! grep -qi bad /tmp/m").hasSuffix(" 0"))
