@@ -7,7 +7,8 @@ package struct Convergence: Sendable {
         case switchOver
     }
 
-    private let parameters: MigrationParameters
+    /// May be changed between rounds.
+    package var parameters: MigrationParameters
     private let slowsDown: Bool
     private var roundsOverThreshold = 0
     package private(set) var throttlePercent = 0

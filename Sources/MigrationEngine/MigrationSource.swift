@@ -17,6 +17,8 @@ package final class MigrationSource: Sendable {
         var recovery: (any MigrationTransport)?
         /// Nobody will recover a postcopy whose channel is lost.
         var isAbandoned = false
+        /// Limits that were changed since the driver last looked.
+        var parameters: MigrationParameters?
         var transport: any MigrationTransport
     }
 
@@ -81,6 +83,10 @@ package final class MigrationSource: Sendable {
         }
     }
 
+    /// Changes the limits of a migration that runs: bandwidth, downtime, rounds and throttle. What decides how it was set up
+    /// (the number of channels, the size of a cache) stays as it was.
+    package func adjust(_ parameters: MigrationParameters) { orders.update { $0.parameters = parameters } }
+
     /// Switches over to postcopy as soon as possible, if the guest is still here; needs capability `postcopy-ram`.
     package func startPostcopy() { orders.update { $0.wantsPostcopy = true } }
 
@@ -118,6 +124,8 @@ final class SourceDriver {
     var output: StreamOutput
     let sender: RAMSender
     var returnPath: ReturnPathReader?
+    /// As they are by now.
+    private(set) var parameters: MigrationParameters
     private var convergence: Convergence
     private var bandwidth: BandwidthLimit
     private var wasRunning = false
@@ -142,10 +150,10 @@ final class SourceDriver {
         options.expectsVerdict = configuration.has(.returnPath) || owner.ownership != nil
         machine = SourceMachine(options: options)
         if configuration.strategy == .postcopy { _ = machine.handle(.postcopyRequested) }
-        convergence = Convergence(
-            parameters: configuration.parameters, autoConverge: configuration.has(.autoConverge))
+        parameters = configuration.parameters
+        convergence = Convergence(parameters: parameters, autoConverge: configuration.has(.autoConverge))
         bandwidth = BandwidthLimit(
-            bytesPerSecond: configuration.parameters.maxBandwidthBytesPerSecond, nowNanoseconds: now())
+            bytesPerSecond: parameters.maxBandwidthBytesPerSecond, nowNanoseconds: now())
         if configuration.has(.returnPath) {
             returnPath = ReturnPathReader(transport: transport)
             returnPath?.pageCounts = sender.pageCounts
@@ -334,20 +342,40 @@ final class SourceDriver {
     /// PARTs until nothing is pending, within the bandwidth limit.
     private func sendPending() throws(MigrationError) {
         while sender.pendingPageCount > 0, !wantsPostcopy {
+            takeParameters()
             let start = now()
             let before = crossedByteCount
+            let perWindow = parameters.maxBandwidthBytesPerSecond / 10
             try sendPart { () throws(MigrationError) in
                 // A PART is as long as QEMU's: up to 50 ms, or what a window of the bandwidth limit allows.
-                now() - start > 50_000_000
-                    || (configuration.parameters.maxBandwidthBytesPerSecond > 0
-                        && crossedByteCount - before > configuration.parameters.maxBandwidthBytesPerSecond / 10)
+                now() - start > 50_000_000 || (perWindow > 0 && crossedByteCount - before > perWindow)
             }
             try returnPath?.poll()
             publish()
             let wait = bandwidth.sent(byteCount: crossedByteCount - before, nowNanoseconds: now())
-            if wait > 0 { owner.orders.wait(timeoutNanoseconds: wait) { $0.isCancelled || $0.wantsPostcopy } }
+            if wait > 0 {
+                owner.orders.wait(timeoutNanoseconds: wait) {
+                    $0.isCancelled || $0.wantsPostcopy || $0.parameters != nil
+                }
+            }
             try checkOrders()
         }
+        takeParameters()
+    }
+
+    /// Limits somebody has changed in the meantime.
+    /// - Returns: Whether there were any.
+    @discardableResult func takeParameters() -> Bool {
+        guard let changed = owner.orders.read({ $0.parameters }) else { return false }
+        owner.orders.update { orders in
+            if orders.parameters == changed { orders.parameters = nil }
+        }
+        if changed.maxBandwidthBytesPerSecond != parameters.maxBandwidthBytesPerSecond {
+            bandwidth = BandwidthLimit(bytesPerSecond: changed.maxBandwidthBytesPerSecond, nowNanoseconds: now())
+        }
+        parameters = changed
+        convergence.parameters = changed
+        return true
     }
 
     /// One PART.

@@ -60,9 +60,14 @@ extension SourceDriver {
                 throw MigrationError(.invalidConfiguration, in: phase, "a postcopy needs return-path")
             }
             var limit = BandwidthLimit(
-                bytesPerSecond: configuration.parameters.maxPostcopyBandwidthBytesPerSecond, nowNanoseconds: now())
+                bytesPerSecond: parameters.maxPostcopyBandwidthBytesPerSecond, nowNanoseconds: now())
             var readyAt: UInt64 = 0
             while true {
+                if takeParameters() {
+                    limit = BandwidthLimit(
+                        bytesPerSecond: parameters.maxPostcopyBandwidthBytesPerSecond, nowNanoseconds: now())
+                    readyAt = 0
+                }
                 output.phase = machine.phase
                 try returnPath.poll(in: machine.phase)
                 try takeAnswers(returnPath)

@@ -135,7 +135,7 @@ extension CommandTable {
         },
         CommandEntry("migrate-set-parameters", MigrationSettings.parameterMembers) {
             (supervisor, invocation) throws(QMPError) in
-            try supervisor.migration.settings.set(parameters: invocation.arguments)
+            try supervisor.migration.set(parameters: invocation.arguments)
             return [:]
         },
         CommandEntry(
