@@ -151,7 +151,7 @@ let package = Package(
         .executableTarget(
             name: "handover-probe", dependencies: ["MigrationChannels", "LinuxCalls"],
             path: "Tests/Support/HandoverProbe", swiftSettings: strict),
-        tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "handover-probe", "ProcessTestKit"]),
+        tests("HandoverTests", ["LinuxCalls", "MigrationChannels", "QMPProtocol", "handover-probe", "ProcessTestKit"]),
         tests("LocalMigrationTests", ["LinuxCalls", "key-value-server", "counter", "ProcessTestKit"]),
         tests("StockQEMURunTests", ["LinuxCalls", "MonitorClient", "QMPProtocol", "ProcessTestKit"]),
         tests(

@@ -2,12 +2,34 @@ package import LinuxCalls
 import Glibc
 import Synchronization
 
-/// Where a RAM block's bytes live.
-package enum MemoryBackend: String, Sendable, CaseIterable {
+/// Where a RAM block's bytes live. Raw values are those of `--memory-backend`.
+package enum MemoryBackend: RawRepresentable, Hashable, Sendable {
     /// A sealed memfd, mapped shared: can be handed to another process by descriptor.
     case memfd
     /// Private anonymous memory.
     case anonymous
+    /// A file that has a name, mapped shared: whoever maps the same file has the same memory (`x-ignore-shared`).
+    case file(String)
+
+    package init?(rawValue: String) {
+        switch rawValue {
+        case "memfd": self = .memfd
+        case "anonymous": self = .anonymous
+        case _ where rawValue.hasPrefix("file:") && rawValue.utf8.count > 5: self = .file(String(rawValue.dropFirst(5)))
+        default: return nil
+        }
+    }
+
+    package var rawValue: String {
+        switch self {
+        case .memfd: "memfd"
+        case .anonymous: "anonymous"
+        case .file(let path): "file:\(path)"
+        }
+    }
+
+    /// What there is to choose from, for people.
+    package static let choices = ["memfd", "anonymous", "file:PATH"]
 }
 
 /// Bytes per page of guest RAM, the unit of dirty tracking and of the migration stream.
@@ -20,8 +42,10 @@ package let guestPageSize = 4096
     /// A multiple of ``guestPageSize``.
     package let byteCount: Int
     package let mapping: OwnedMapping
-    /// The memfd behind the mapping, if it has one.
+    /// The memory file behind the mapping, if it has one.
     package let file: OwnedDescriptor?
+    /// The file has a name, by which others may have it as well.
+    package let isNamed: Bool
     /// Pages written since they were last taken.
     package let dirty: DirtyBitmap
     /// Ranges that lie in a file other than ``file``, ascending.
@@ -32,27 +56,42 @@ package let guestPageSize = 4096
         let file: OwnedDescriptor
     }
 
-    package init(name: String, byteCount: Int, backend: MemoryBackend) throws(SystemCallError) {
-        precondition(byteCount > 0 && byteCount % guestPageSize == 0, "RAM comes in pages")
-        let file = backend == .memfd ? try MemoryFile.create(name: name, byteCount: byteCount) : nil
-        self.name = name
-        self.byteCount = byteCount
-        self.file = file
-        mapping = try OwnedMapping(byteCount: byteCount, descriptor: file)
-        dirty = DirtyBitmap(pageCount: byteCount / guestPageSize)
+    package convenience init(name: String, byteCount: Int, backend: MemoryBackend) throws(SystemCallError) {
+        let file: OwnedDescriptor? =
+            switch backend {
+            case .memfd: try MemoryFile.create(name: name, byteCount: byteCount)
+            case .anonymous: nil
+            case .file(let path): try MemoryFile.open(path, byteCount: byteCount)
+            }
+        var isNamed = false
+        if case .file = backend { isNamed = true }
+        try self.init(name: name, byteCount: byteCount, file: file, isNamed: isNamed)
     }
 
-    /// A block over a memfd that another process made. The caller has judged the descriptor (size, seals).
-    package init(name: String, byteCount: Int, adopting file: OwnedDescriptor) throws(SystemCallError) {
+    /// A block over a memory file that another process made. The caller has judged the descriptor (size, seals).
+    package convenience init(
+        name: String, byteCount: Int, adopting file: OwnedDescriptor, isNamed: Bool = false
+    ) throws(SystemCallError) {
+        try self.init(name: name, byteCount: byteCount, file: file, isNamed: isNamed)
+    }
+
+    private init(name: String, byteCount: Int, file: OwnedDescriptor?, isNamed: Bool) throws(SystemCallError) {
         precondition(byteCount > 0 && byteCount % guestPageSize == 0, "RAM comes in pages")
         self.name = name
         self.byteCount = byteCount
         self.file = file
+        self.isNamed = isNamed
         mapping = try OwnedMapping(byteCount: byteCount, descriptor: file)
         dirty = DirtyBitmap(pageCount: byteCount / guestPageSize)
     }
 
     package var pageCount: Int { byteCount / guestPageSize }
+
+    /// Another process of ours has the same named file as its memory; each holds a shared lock on it.
+    package var isShared: Bool {
+        guard isNamed, let file else { return false }
+        return (try? FileLock.isExcluded(.exclusive, on: file)) ?? false
+    }
 
     /// Host address of the first byte. Stable for the life of the block.
     package var base: UnsafeMutableRawPointer { unsafe mapping.base }

@@ -71,6 +71,28 @@ package enum MemoryFile {
         return file
     }
 
+    /// Opens a file by its name as memory, or makes it, and marks it as in use by a shared lock (fcntl(2)) that lasts as long as
+    /// it is open anywhere.
+    /// - Throws: `EINVAL` if it is no regular file, or one of another size that is not empty.
+    package static func open(_ path: String, byteCount: Int) throws(SystemCallError) -> OwnedDescriptor {
+        let file = try OwnedDescriptor.open(path, flags: O_RDWR | O_CREAT)
+        let status = try file.status()
+        guard status.type == .regular else {
+            throw SystemCallError("open as memory", .invalidArgument, subject: "\(path) (not a regular file)")
+        }
+        if status.byteCount == 0 {
+            _ = try retrying("ftruncate", subject: path) { ftruncate(file.rawValue, off_t(byteCount)) }
+        } else if status.byteCount != byteCount {
+            throw SystemCallError(
+                "open as memory", .invalidArgument,
+                subject: "\(path) (it has \(status.byteCount) bytes, the guest's RAM \(byteCount))")
+        }
+        guard try FileLock.take(.shared, on: file) else {
+            throw SystemCallError("lock", .wouldBlock, subject: "\(path) (another program has it for itself)")
+        }
+        return file
+    }
+
     /// Gives a part of a memfd back to the host; it reads as zero afterwards. Source: fallocate(2).
     package static func punchHole(in file: OwnedDescriptor, offset: Int, byteCount: Int) throws(SystemCallError) {
         _ = try retrying("fallocate") {

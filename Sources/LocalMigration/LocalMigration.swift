@@ -34,6 +34,7 @@ public enum LocalMigration {
     /// Returns when the successor has taken over: this process should now end, without touching what it gave away. Throws
     /// when it has not: then ``Migratable/resume()`` was called, everything is as before, and another attempt may follow.
     /// - Parameters:
+    ///   - subject: What is handed over; it must not be freed before this returns.
     ///   - program: Path of the new program; the running one's is `/proc/self/exe`.
     ///   - arguments: Of the new program, without its name.
     ///   - limitMilliseconds: Longest pause; when it is over, everything is taken back.

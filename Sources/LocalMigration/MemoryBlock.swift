@@ -23,7 +23,7 @@ import MigrationChannels
 
     /// A predecessor's block, judged already; its page tables are filled here.
     init(adopting block: HandoverDescription.Block) throws {
-        guard let file = block.file else {
+        guard let file = block.file, !block.isNamed else {
             throw MigrationFailure(code: .malformed, text: "\(block.name): the memory did not come with it")
         }
         name = block.name
@@ -31,10 +31,7 @@ import MigrationChannels
         let byteCount = block.byteCount
         mapping = try MigrationFailure.wrapping { try OwnedMapping(byteCount: byteCount, descriptor: file) }
         // What is not done after a moment is done beside whatever comes next; see decision 0004.
-        let mapping = mapping
-        if let rest = ReceivedMemory.populate(mapping, of: file, until: monotonicNanoseconds() + 20_000_000) {
-            _ = try? HostThread(name: "populate") { ReceivedMemory.populate(mapping, of: file, from: rest) }
-        }
+        ReceivedMemory.populateSoon(mapping, of: file)
     }
 
     /// The memory. Valid as long as the block lives; after a hand-over the successor writes to it.

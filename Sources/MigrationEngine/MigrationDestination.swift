@@ -136,6 +136,7 @@ final class DestinationDriver {
         }
         do throws(MigrationError) {
             try configuration.validate()
+            try judgeOwnMemory()
             try receiveStream()
         } catch {
             abandon(error)
@@ -155,6 +156,18 @@ final class DestinationDriver {
             progress.timing.totalNanoseconds = now() - start
         }
         return outcome
+    }
+
+    /// Pages must not come into memory that the source's guest is using.
+    private func judgeOwnMemory() throws(MigrationError) {
+        guard !configuration.handsOverMemory, !configuration.has(.ignoreShared),
+            let block = owner.guest.ramBlocks.first(where: \.isShared)
+        else { return }
+        throw MigrationError(
+            .invalidConfiguration, in: .setup,
+            "RAM block \(block.name) is a file that another process has as its memory too, the source maybe: what it sends "
+                + "would be written over what its guest uses; switch x-ignore-shared on at both ends, or give this end a "
+                + "file of its own")
     }
 
     private func abandon(_ error: MigrationError) {

@@ -177,6 +177,10 @@ package enum GuestProcess {
             ) { events.observe($0) }
             let guest = VirtGuest(machine: machine, events: events, backends: backends)
             if configuration.incoming == nil {
+                if case .file(let path) = configuration.memoryBackend, guest.ramBlocks.contains(where: \.isShared) {
+                    guest.shutDown()
+                    throw Refusal("--memory-backend: \(path) is the memory of another guest that is here")
+                }
                 do { try machine.loadImages() } catch {
                     guest.shutDown()
                     throw error

@@ -7,6 +7,11 @@ import Synchronization
 /// The `virt` machine as the supervisor and the engine see it.
 package final class VirtGuest: SupervisedGuest {
     package let machine: VirtMachine
+
+    package func guestAddress(of block: RAMBlock) -> UInt64 {
+        machine.memory.regions.first { $0.block === block }?.address ?? 0
+    }
+
     /// Events from before there was somebody to tell.
     private let sink: EventSink
     private let backends: GuestBackends?

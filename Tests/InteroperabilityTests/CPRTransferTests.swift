@@ -1,6 +1,7 @@
 import Foundation
 import LinuxCalls
 import ProcessTestKit
+import QMPProtocol
 import Testing
 
 /// A busy loop and a memory checker go on all the time, a file system is mounted, and a shell remembers.
@@ -110,6 +111,61 @@ struct CPRTransferTests {
                 try memoryFile(of: stock.program.process.processIdentifier, byteCount: 256 << 20) == memory,
                 "the memory itself crossed")
             try stock.awaitMonitor()
+        }
+        try stock.program.type(Guest.finish)
+        try stock.program.wait(for: "unmounted 2", seconds: 60)
+        try stock.program.waitForEnd(seconds: 60)
+        #expect(try disk.isClean())
+        #expect(try disk.holdsWhatTheGuestWrote())
+    }
+
+    @Test("the same with RAM in a file by its name (x-ignore-shared)", arguments: ["7.2", "10.0"])
+    func sharedFile(release: String) throws {
+        let kind = StockKind(release: release)
+        try #require(kind.isHere)
+        let run = try MonitorRun()
+        let disk = try TestDisk(in: run.directory)
+        let ram = run.directory.file("ram")
+        var stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock0", sharedFile: ram)
+        try stock.program.wait(for: "~ # ", seconds: 120, partial: true)
+        try stock.program.type(Guest.prepare)
+        try stock.program.wait(for: "prepared 2", seconds: 60)
+        var count = 0
+        for round in 1...2 {
+            let main = run.directory.file("main\(round)")
+            let guest = try RunningProgram(
+                Checkout.tool,
+                [
+                    "run", "--name", "guest", "--memory", "256M", "--memory-backend", "file:\(ram)", "--console",
+                    "stdio",
+                    "--disk", "path=\(disk.path)", "--compat", kind.layout, "--incoming",
+                    "unix:\(main)",
+                ], name: "sidestep", environment: run.environment)
+            try waitForSocket(main)
+            let capabilities = #"{"capabilities": [{"capability": "x-ignore-shared", "state": true}]}"#
+            #expect(
+                try run.command(["qmp", "guest", "migrate-set-capabilities", capabilities]).end == .exited(status: 0))
+            let left = try stock.migrateState(to: "unix:\(main)")
+            #expect(left.contains("completed") && left.contains("postmigrate"), "\(left)")
+            count += 1
+            try check(guest, round: count)
+            try stock.quit()
+
+            let back = run.directory.file("back\(round)")
+            stock = try StockMachine(
+                kind, in: run, disk: disk.path, name: "stock\(round)", incoming: "defer", sharedFile: ram)
+            try stock.ignoreShared()
+            try stock.command(#"{"execute": "migrate-incoming", "arguments": {"uri": "unix:\#(back)"}}"#)
+            let move = try run.command(
+                [
+                    "migrate", "guest", "unix:\(back)", "--compat", kind.layout, "--capability", "return-path",
+                    "--capability", "x-ignore-shared", "--format", "json",
+                ])
+            #expect(move.end == .exited(status: 0), "\(move.errors)")
+            let answer = try JSONValue.parse(String(move.output.split(separator: "\n").last ?? ""))
+            #expect(answer["ram"]?["normal"]?.unsignedValue ?? .max < 16, "\(move.output)")
+            count += 1
+            try check(stock.program, round: count)
         }
         try stock.program.type(Guest.finish)
         try stock.program.wait(for: "unmounted 2", seconds: 60)

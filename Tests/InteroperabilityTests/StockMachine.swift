@@ -45,16 +45,18 @@ final class StockMachine {
     ///   - incoming: Where the guest comes from; nil boots Debian's kernel.
     ///   - descriptors: For `fd:`.
     ///   - sharesMemory: All of its memory lies in memory files (mode cpr-transfer).
+    ///   - sharedFile: Its RAM is this file, by its name (capability x-ignore-shared).
     ///   - cpr: With `incoming`: a path where those files come first.
     init(
         _ kind: StockKind, in run: MonitorRun, disk: String, name: String, incoming: String? = nil,
         words: String = "notick", descriptors: [CInt: OwnedDescriptor] = [:], sharesMemory: Bool = false,
-        cpr: String? = nil
+        sharedFile: String? = nil, cpr: String? = nil
     ) throws {
         self.run = run
         monitor = run.directory.file("\(name).qmp")
+        let backend = sharesMemory || sharedFile != nil ? ",memory-backend=riscv_virt_board.ram" : ""
         var arguments = [
-            "-M", "virt" + (sharesMemory ? ",memory-backend=riscv_virt_board.ram,aux-ram-share=on" : ""), "-m", "256M",
+            "-M", "virt" + backend + (sharesMemory ? ",aux-ram-share=on" : ""), "-m", "256M",
             "-smp", "\(kind.harts)", "-accel", "tcg", "-nic", "none", "-display", "none",
             "-serial", "stdio", "-monitor", "none", "-global", "virtio-mmio.force-legacy=\(kind.isLegacy)", "-drive",
             "if=none,id=d,format=raw,file=\(disk)", "-device", "virtio-blk-device,drive=d", "-device",
@@ -62,6 +64,12 @@ final class StockMachine {
         ]
         if sharesMemory {
             arguments += ["-object", "memory-backend-memfd,id=riscv_virt_board.ram,size=256M,share=on"]
+        }
+        if let sharedFile {
+            arguments += [
+                "-object",
+                "memory-backend-file,id=riscv_virt_board.ram,size=256M,share=on,mem-path=\(sharedFile)",
+            ]
         }
         if let cpr {
             arguments += ["-incoming", #"{"channel-type": "cpr", "addr": \#(Self.address(cpr))}"#]
@@ -129,13 +137,27 @@ final class StockMachine {
         return try awaitVerdict()
     }
 
+    /// The same with RAM that both ends have.
+    func migrateState(to uri: String) throws -> String {
+        try ignoreShared()
+        try command(#"{"execute": "migrate", "arguments": {"uri": "\#(uri)"}}"#)
+        return try awaitVerdict()
+    }
+
+    func ignoreShared() throws {
+        try command(
+            #"{"execute": "migrate-set-capabilities", "arguments": {"capabilities": ["#
+                + #"{"capability": "x-ignore-shared", "state": true}, {"capability": "return-path", "state": true}]}}"#)
+    }
+
     private func awaitVerdict() throws -> String {
         let deadline = ContinuousClock.now + .seconds(60)
+        var answer = ""
         while ContinuousClock.now < deadline {
-            let answer = try command(#"{"execute": "query-migrate"}"#, #"{"execute": "query-status"}"#)
+            answer = try command(#"{"execute": "query-migrate"}"#, #"{"execute": "query-status"}"#)
             if answer.contains("\"completed\"") || answer.contains("\"failed\"") { return answer }
         }
-        return "it does not end"
+        return "it does not end: \(answer)"
     }
 
     func quit() throws {

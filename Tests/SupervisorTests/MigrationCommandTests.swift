@@ -36,6 +36,26 @@ extension SupervisorTests {
                 == right.memory.bytes(at: 0x8000_0000, count: 1 << 20)
         }
 
+        @Test("a limit that is set while a migration runs holds at once")
+        func limitRaised() throws {
+            let from = try SupervisorFixture(name: "source")
+            let to = try Self.incoming()
+            let source = try from.connect()
+            let destination = try to.connect()
+            try Self.fill(from.guest)
+            // A quarter of an hour.
+            _ = try source.run("migrate-set-parameters", ["max-bandwidth": 1024])
+            let uri = "unix:\(to.path)/migration.sock"
+            _ = try destination.run("migrate-incoming", ["uri": .string(uri)])
+            _ = try source.run("migrate", ["uri": .string(uri)])
+            while try source.run("query-migrate")["status"] == "setup" { usleep(1000) }
+            #expect(try source.run("query-migrate")["status"] == "active")
+            _ = try source.run("migrate-set-parameters", ["max-bandwidth": 0])
+            #expect(try Self.wait(source)["status"] == "completed")
+            #expect(try Self.wait(destination)["status"] == "completed")
+            #expect(try Self.agree(from.guest, to.guest))
+        }
+
         @Test("a script written for QEMU moves a guest", arguments: ["socket", "page-flip", "multifd"])
         func moves(channel: String) throws {
             let from = try SupervisorFixture(name: "source")
@@ -133,9 +153,9 @@ extension SupervisorTests {
             let error = #expect(throws: QMPConnection.Failure.self) {
                 try source.run(
                     "migrate-set-capabilities",
-                    ["capabilities": [["capability": "x-ignore-shared", "state": true]]])
+                    ["capabilities": [["capability": "background-snapshot", "state": true]]])
             }
-            #expect("\(String(describing: error))".contains("map one named file"))
+            #expect("\(String(describing: error))".contains("'background-snapshot' is not supported"))
         }
 
         @Test(

@@ -31,8 +31,15 @@ struct VirtMemory {
     /// - Parameter adopting: Descriptors of memory that another process made, by block name; judged by the caller.
     init(configuration: MachineConfiguration, adopting files: [String: OwnedDescriptor]) throws(SystemCallError) {
         func block(_ name: String, _ byteCount: Int) throws(SystemCallError) -> RAMBlock {
-            if let file = files[name] { return try RAMBlock(name: name, byteCount: byteCount, adopting: file) }
-            return try RAMBlock(name: name, byteCount: byteCount, backend: configuration.memoryBackend)
+            var backend = configuration.memoryBackend
+            // A file by name is RAM's; it has no room for anything else.
+            if case .file = backend, name != VirtMachine.ramName { backend = .memfd }
+            if let file = files[name] {
+                var isNamed = false
+                if case .file = backend { isNamed = true }
+                return try RAMBlock(name: name, byteCount: byteCount, adopting: file, isNamed: isNamed)
+            }
+            return try RAMBlock(name: name, byteCount: byteCount, backend: backend)
         }
         ram = try block(VirtMachine.ramName, Int(configuration.memoryByteCount))
         var flash: [RAMBlock] = []

@@ -18,11 +18,14 @@ package struct HandoverDescription: Sendable {
         package var byteCount: Int
         /// The memory itself, when it crosses by descriptor.
         package var file: OwnedDescriptor?
+        /// The file has a name, and whoever knows it can change its size: the guest was started on these terms.
+        package var isNamed = false
 
-        package init(name: String, byteCount: Int, file: OwnedDescriptor?) {
+        package init(name: String, byteCount: Int, file: OwnedDescriptor?, isNamed: Bool = false) {
             self.name = name
             self.byteCount = byteCount
             self.file = file
+            self.isNamed = isNamed
         }
     }
 
@@ -104,6 +107,9 @@ struct ContentsReader {
     }
 }
 
+/// How a block is described whose file has a name; 1 is one without, 0 none at all.
+private let namedFile: UInt64 = 2
+
 extension HandoverDescription {
     func frame(word: OwnershipWord) -> HandoverFrame {
         var writer = ContentsWriter()
@@ -113,7 +119,7 @@ extension HandoverDescription {
         for block in blocks {
             writer.text(block.name)
             writer.integer(UInt64(block.byteCount))
-            writer.integer(block.file == nil ? 0 : 1)
+            writer.integer(block.file == nil ? 0 : block.isNamed ? namedFile : 1)
             if let file = block.file { descriptors.append(file) }
         }
         writer.integer(UInt64(resources.count))
@@ -144,14 +150,15 @@ extension HandoverDescription {
                 throw HandoverError(.malformed, "\(name): this block is described twice")
             }
             var file: OwnedDescriptor?
-            if try reader.integer() != 0 {
+            let kind = try reader.integer()
+            if kind != 0 {
                 guard let next = descriptors.popFirst() else {
                     throw HandoverError(.malformed, "\(name): its memory file is missing")
                 }
-                try ReceivedMemory.judge(next, byteCount: Int(byteCount), name: name)
+                try ReceivedMemory.judge(next, byteCount: Int(byteCount), name: name, needsSeal: kind != namedFile)
                 file = next
             }
-            blocks.append(Block(name: name, byteCount: Int(byteCount), file: file))
+            blocks.append(Block(name: name, byteCount: Int(byteCount), file: file, isNamed: kind == namedFile))
         }
         let resources = try NamedDescriptor.take(from: &reader, &descriptors)
         guard reader.isAtEnd, descriptors.isEmpty else {

@@ -6,7 +6,16 @@ package import LinuxCalls
 package enum ReceivedMemory {
     /// Refuses what could hurt later: not a regular memory file, another size than announced, or one that its maker could
     /// shrink under us (reading past the end of a shrunken mapping is SIGBUS).
-    package static func judge(_ file: OwnedDescriptor, byteCount: Int, name: String) throws(HandoverError) {
+    /// - Parameter needsSeal: False for a file with a name, which cannot be sealed: only its kind and its size are looked at.
+    package static func judge(
+        _ file: OwnedDescriptor, byteCount: Int, name: String, needsSeal: Bool = true
+    ) throws(HandoverError) {
+        guard needsSeal else {
+            guard let status = try? file.status(), status.type == .regular, status.byteCount == byteCount else {
+                throw HandoverError(.incompatible, "\(name): what came is no file of \(byteCount) bytes")
+            }
+            return
+        }
         let judgement = try judge(file, name: name)
         guard judgement.byteCount == byteCount else {
             throw HandoverError(
@@ -71,6 +80,14 @@ package enum ReceivedMemory {
             position = to
         }
         return nil
+    }
+
+    /// Fills page tables for a moment, and what is left then on a thread beside.
+    package static func populateSoon(
+        _ mapping: OwnedMapping, of file: OwnedDescriptor, until deadline: Int64 = monotonicNanoseconds() + 20_000_000
+    ) {
+        guard let rest = populate(mapping, of: file, until: deadline) else { return }
+        _ = try? HostThread(name: "populate") { populate(mapping, of: file, from: rest) }
     }
 
     /// Between looks at the clock: about a millisecond's work.

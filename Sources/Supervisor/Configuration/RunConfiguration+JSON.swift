@@ -1,5 +1,5 @@
 package import ComponentState
-import GuestMemory
+package import GuestMemory
 package import QMPProtocol
 
 /// The configuration file: what the flags say, by the flags' names.
@@ -28,7 +28,7 @@ extension RunConfiguration {
                 } else {
                     memory = try Self.memory(argument: try reader.string())
                 }
-            case "memory-backend": memoryBackend = try reader.choice(MemoryBackend.self)
+            case "memory-backend": memoryBackend = try Self.memoryBackend(argument: try reader.string())
             case "cpus": processorCount = try reader.integer()
             case "isa": isa = try reader.string()
             case "virtio": virtio = try reader.choice(VirtioGeneration.self)
@@ -88,6 +88,15 @@ extension RunConfiguration {
             throw Refusal(.usage, "--compat: '\(text)' is none of \(compatibleReleases.joined(separator: ", "))")
         }
         return layout
+    }
+
+    /// `--memory-backend`.
+    package static func memoryBackend(argument text: String) throws(Refusal) -> MemoryBackend {
+        guard let backend = MemoryBackend(rawValue: text) else {
+            throw Refusal(
+                .usage, "--memory-backend: '\(text)' is none of \(MemoryBackend.choices.joined(separator: ", "))")
+        }
+        return backend
     }
 
     /// `--memory`.

@@ -102,10 +102,8 @@ final class ArrivingMemory: Sendable {
     func populate(_ blocks: [RAMBlock]) {
         let deadline = monotonicNanoseconds() + 20_000_000
         for block in blocks {
-            guard files[block.name] != nil, let file = block.file,
-                let rest = ReceivedMemory.populate(block.mapping, of: file, until: deadline)
-            else { continue }
-            _ = try? HostThread(name: "populate") { ReceivedMemory.populate(block.mapping, of: file, from: rest) }
+            guard files[block.name] != nil, let file = block.file else { continue }
+            ReceivedMemory.populateSoon(block.mapping, of: file, until: deadline)
         }
     }
 

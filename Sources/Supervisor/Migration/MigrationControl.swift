@@ -130,6 +130,7 @@ final class MigrationControl: @unchecked Sendable {
 
     /// On the migration's thread.
     private func emigrate(over opened: MigrationOpening.Opened, _ configuration: MigrationConfiguration) {
+        let configuration = withSharedBlocks(configuration)
         let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
             supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
         }
@@ -145,6 +146,7 @@ final class MigrationControl: @unchecked Sendable {
             self.source = source
             if isCancelled { source.cancel() }
             if wantsPostcopy { source.startPostcopy() }
+            source.adjust(settings.parameters)
             started.signal()
         }
         started.wait()
@@ -156,7 +158,8 @@ final class MigrationControl: @unchecked Sendable {
         let releases = configuration.has(.releaseRAM) && progress.hasLeft
         // What has run elsewhere in part is in no state to run here.
         let isStale = progress.hasLeft && outcome == .undecided
-        let gaveAway = equipment.givesAway || configuration.handsOverMemory
+        // Memory that the other end has too, it writes to.
+        let gaveAway = equipment.givesAway || configuration.handsOverMemory || !configuration.sharedBlocks.isEmpty
         finish(progress, outcome, gaveAway: gaveAway || releases || isStale)
     }
 
@@ -167,6 +170,13 @@ final class MigrationControl: @unchecked Sendable {
         isCancelled = true
         opening?.interrupt()
         source?.cancel()
+    }
+
+    /// `migrate-set-parameters`: for the next migration, and limits also for the one that runs.
+    func set(parameters: JSONObject) throws(QMPError) {
+        precondition(loop.isLoopThread)
+        try settings.set(parameters: parameters)
+        source?.adjust(settings.parameters)
     }
 
     func continueSwitchover(from state: String) throws(QMPError) {
@@ -282,8 +292,11 @@ final class MigrationControl: @unchecked Sendable {
         over transport: any MigrationTransport, channels: [DescriptorTransport] = [],
         acceptor: MultiFDAcceptor? = nil, _ configuration: MigrationConfiguration
     ) {
-        var configuration = configuration
+        var configuration = withSharedBlocks(configuration)
         configuration.staysPaused = supervisor.configuration.isPaused
+        for block in supervisor.guest.ramBlocks where configuration.sharedBlocks.contains(block.name) {
+            if let file = block.file { ReceivedMemory.populateSoon(block.mapping, of: file) }
+        }
         // A file says by itself where its pages are.
         if MappedRAMDestination.isAnnounced(in: transport) { configuration.capabilities.insert(.mappedRAM) }
         let memory = loop.sync { [self] in arriving }
@@ -306,6 +319,14 @@ final class MigrationControl: @unchecked Sendable {
 
     // MARK: Both
 
+    /// With `x-ignore-shared`, memory that has a name is there at both ends.
+    private func withSharedBlocks(_ configuration: MigrationConfiguration) -> MigrationConfiguration {
+        guard configuration.has(.ignoreShared) else { return configuration }
+        var configuration = configuration
+        configuration.sharedBlocks = Set(supervisor.guest.ramBlocks.filter(\.isNamed).map(\.name))
+        return configuration
+    }
+
     func descriptor(for address: MigrationAddress) throws(QMPError) -> OwnedDescriptor? {
         guard case .descriptor(let name) = address else { return nil }
         if let descriptor = supervisor.descriptorStore.take(name: name) { return descriptor }
@@ -321,7 +342,8 @@ final class MigrationControl: @unchecked Sendable {
         MigrationReport(
             side: side, progress: MigrationProgress(), startNanoseconds: monotonicNanoseconds(),
             isAutoConverging: configuration.has(.autoConverge), channel: channel, strategy: configuration.strategy,
-            capabilities: configuration.capabilities, handsOverMemory: configuration.handsOverMemory)
+            capabilities: configuration.capabilities, handsOverMemory: configuration.handsOverMemory,
+            sharesMemory: !withSharedBlocks(configuration).sharedBlocks.isEmpty)
     }
 
     private func begin(_ side: MigrationReport.Side, channel: String, _ configuration: MigrationConfiguration) {

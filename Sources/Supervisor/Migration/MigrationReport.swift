@@ -16,6 +16,8 @@ struct MigrationReport: Sendable {
     var capabilities: Set<MigrationCapability> = []
     /// Mode `cpr-transfer`: RAM's descriptors went first.
     var handsOverMemory = false
+    /// `x-ignore-shared`, and there is memory that has a name.
+    var sharesMemory = false
 
     func json(nowNanoseconds: Int64) -> JSONValue {
         var result = JSONObject()
@@ -66,6 +68,7 @@ struct MigrationReport: Sendable {
         default: break
         }
         if handsOverMemory { return ("descriptors", "mode is cpr-transfer: RAM is in memory files, which both have") }
+        if sharesMemory { return ("shared", "x-ignore-shared is on: RAM is a file that both ends have as theirs") }
         if capabilities.contains(.unixPageFlipping) {
             return strategy == .stopAndCopy
                 ? ("page-flip", "unix-page-flipping is on, and the guest stops first: its pages are given away")
@@ -81,7 +84,7 @@ struct MigrationReport: Sendable {
     /// Bytes of RAM that existed twice, at most: in both processes, or on their way between them.
     private var extraByteCount: UInt64 {
         switch way.kind {
-        case "file", "command", "descriptors": 0
+        case "file", "command", "descriptors", "shared": 0
         case "page-flip" where strategy == .stopAndCopy: min(Self.givenAwayByteCountMax, progress.ram.totalByteCount)
         default: min(progress.ram.normalPages &* UInt64(guestPageSize), progress.ram.totalByteCount)
         }

@@ -11,19 +11,12 @@ struct MigrationSettings: Sendable {
     /// Names of QEMU 10.0 that are known and not supported.
     private static let unsupportedCapabilities = [
         "rdma-pin-all", "zero-blocks", "x-colo", "dirty-bitmaps", "postcopy-blocktime", "background-snapshot",
-        "zero-copy-send", "postcopy-preempt", "dirty-limit", "x-ignore-shared",
-    ]
-
-    /// Why, where there is more to say than that nobody has written it.
-    private static let reasons = [
-        "x-ignore-shared":
-            "both ends would have to map one named file as RAM, and RAM here is private or a memfd without a name; "
-            + "'sidestep upgrade' and cpr-transfer hand RAM over by descriptor"
+        "zero-copy-send", "postcopy-preempt", "dirty-limit",
     ]
 
     private static let supportedCapabilities: [MigrationCapability] = [
         .autoConverge, .events, .returnPath, .pauseBeforeSwitchover, .lateBlockActivate, .validateUUID, .switchoverAck,
-        .unixPageFlipping, .multifd, .mappedRAM, .postcopyRAM, .releaseRAM, .xbzrle,
+        .unixPageFlipping, .multifd, .mappedRAM, .postcopyRAM, .releaseRAM, .xbzrle, .ignoreShared,
     ]
 
     static let capabilityNames: [String] =
@@ -69,10 +62,7 @@ struct MigrationSettings: Sendable {
             let isOn = item["state"]?.boolValue ?? false
             guard let capability = MigrationCapability(rawValue: name), Self.supportedCapabilities.contains(capability)
             else {
-                if isOn {
-                    let reason = Self.reasons[word].map { ": \($0)" } ?? ""
-                    throw QMPError("Capability '\(word)' is not supported\(reason)")
-                }
+                if isOn { throw QMPError("Capability '\(word)' is not supported") }
                 continue
             }
             if isOn { result.insert(capability) } else { result.remove(capability) }

@@ -81,6 +81,11 @@ struct UpgradePlan: Sendable {
             channel = .memfd
             reason = "asked for"
         case .pageFlip, .socket:
+            // The successor is started with the same file, and would be given its own pages.
+            if let named = blocks.first(where: \.isNamed) {
+                throw Refusal(
+                    "RAM block \(named.name) is a file with a name, which crosses by descriptor; use --channel memfd")
+            }
             guard peerTakes(request.channel) else {
                 throw Refusal("the new program does not take memory by \(request.channel.rawValue)")
             }

@@ -72,7 +72,9 @@ final class UpgradeSource: HandoverSubject {
         return HandoverDescription(
             configuration: blobs.bytes,
             blocks: guest.ramBlocks.map {
-                .init(name: $0.name, byteCount: $0.byteCount, file: plan.channel == .memfd ? $0.file : nil)
+                .init(
+                    name: $0.name, byteCount: $0.byteCount, file: plan.channel == .memfd ? $0.file : nil,
+                    isNamed: $0.isNamed)
             },
             resources: resources)
     }

@@ -100,7 +100,8 @@ struct CheckedGuest {
 
     var configuration: JSONValue { facts["configuration"] ?? [:] }
     var memory: UInt64 { RunConfiguration.memory(in: configuration) }
-    var isMemfd: Bool { configuration["memory-backend"] == "memfd" }
+    /// RAM lies in a file whose descriptor can be handed over.
+    var isFile: Bool { configuration["memory-backend"] != "anonymous" }
 
     func has(_ capability: String) -> Bool { added.contains(capability) || Self.has(capability, capabilities) }
 
@@ -128,8 +129,9 @@ struct CheckedGuest {
                 "version", "the guest's process is \(version), this is \(Product.version)",
                 remedy: "'sidestep upgrade \(name)' brings it to this version")
         }
-        if isMemfd {
-            report.ok("memory", "memfd: 'sidestep upgrade' hands it over without a copy")
+        if isFile {
+            let backend = configuration["memory-backend"]?.stringValue ?? "?"
+            report.ok("memory", "\(backend): 'sidestep upgrade' hands it over without a copy")
         } else {
             report.warn(
                 "memory", "\(configuration["memory-backend"]?.stringValue ?? "?"): every page is copied or flipped",
@@ -145,7 +147,7 @@ enum HostCheck {
 
     static func check(_ guest: CheckedGuest, needsSecondCopy: Bool, _ report: inout CheckReport) {
         report.status = .hostUnfit
-        let needed = needsSecondCopy || !guest.isMemfd ? guest.memory : 0
+        let needed = needsSecondCopy || !guest.isFile ? guest.memory : 0
         if needed > 0, let available = HostFacts.availableMemoryByteCount {
             let text =
                 "\(SizeText.format(available & ~0xF_FFFF)) available, a second copy takes \(SizeText.format(needed))"

@@ -32,7 +32,10 @@ struct RunOptions: ParsableArguments {
     @Option(help: ArgumentHelp("RAM, for example 512M.", valueName: "size"))
     var memory: String?
 
-    @Option(help: ArgumentHelp("Where RAM lives: memfd (moves without a copy) or anonymous.", valueName: "kind"))
+    @Option(
+        help: ArgumentHelp(
+            "Where RAM lives: memfd (moves without a copy), anonymous, or a file that others can share by its name.",
+            valueName: "memfd|anonymous|file:PATH"))
     var memoryBackend: String?
 
     @Option(help: ArgumentHelp("Processors, 1 to 8.", valueName: "count"))
@@ -87,7 +90,7 @@ struct RunOptions: ParsableArguments {
         if let append { result.append = append }
         if let memory { result.memory = try RunConfiguration.memory(argument: memory) }
         if let memoryBackend {
-            result.memoryBackend = try Self.choice(memoryBackend, flag: "--memory-backend")
+            result.memoryBackend = try RunConfiguration.memoryBackend(argument: memoryBackend)
         }
         if let cpus { result.processorCount = cpus }
         if let isa { result.isa = isa }
