@@ -40,6 +40,18 @@ public func fuzz(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
                 }
             default: break
             }
+            if case .flippedPage(let block, let offset) = record {
+                // A run that is skipped is what reading one by one finds.
+                var (ahead, other) = (cursor, decoder)
+                let skipped = decoder.skipFollowingFlippedPages(&ahead, after: offset)
+                var single = cursor
+                for index in 0..<skipped {
+                    let next = UInt64(index + 1) * options.pageSize
+                    precondition(
+                        try! other.next(&single) == .flippedPage(block, offset: offset + next), "a run is another")
+                }
+                precondition(single.offset == ahead.offset, "a run ends elsewhere")
+            }
         }
     } catch {}
     // What was understood comes back when written and read again.

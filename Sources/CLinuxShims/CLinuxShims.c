@@ -120,6 +120,10 @@ ssize_t shim_vmsplice(int pipe, const struct iovec *pieces, size_t pieceCount, u
     return vmsplice(pipe, pieces, pieceCount, flags);
 }
 
+ssize_t shim_splice(int from, int to, size_t byteCount, unsigned int flags) {
+    return splice(from, NULL, to, NULL, byteCount, flags);
+}
+
 int shim_pidfd_open(int process) { return (int)syscall(SYS_pidfd_open, process, 0); }
 
 int shim_pidfd_send_signal(int pidfd, int signal) {

@@ -17,6 +17,19 @@ package enum PagePipe {
         return (readEnd, writeEnd, Int(capacity))
     }
 
+    /// Moves bytes from one pipe into another by reference, without waiting: nothing is copied.
+    /// - Returns: Bytes moved; 0 when nobody can write into the first any more.
+    /// - Throws: ``SystemCallError``; `EAGAIN` when the first is empty or the second full.
+    ///
+    /// The corresponding C function is `splice`. Source: splice(2).
+    package static func move(
+        _ byteCount: Int, from first: OwnedDescriptor, to second: OwnedDescriptor
+    ) throws(SystemCallError) -> Int {
+        try retrying("splice") {
+            shim_splice(first.rawValue, second.rawValue, byteCount, SHIM_SPLICE_F_NONBLOCK)
+        }
+    }
+
     /// Puts whole pages into a pipe by reference, as a gift, without waiting: nothing is copied, so whoever writes to
     /// them later changes what arrives.
     /// - Parameter pieces: Addresses and lengths in bytes are multiples of the host page size.

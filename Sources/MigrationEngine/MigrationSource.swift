@@ -524,9 +524,10 @@ final class SourceDriver {
         }
     }
 
-    /// 4 MiB per piece, three of them: with the pipe's content well below the 32 MiB that may exist twice.
-    static let piecePages = 1024
-    static let piecesInFlight = 3
+    /// 8 MiB per piece, two of them: well below the 32 MiB that may exist twice. Shorter ones would have the destination's
+    /// readers wait for each other more often.
+    static let piecePages = 2048
+    static let piecesInFlight = 2
 
     // MARK: The end
 

@@ -170,16 +170,16 @@ package final class RAMReceiver {
                 try hooks.loadDescriptor(input)
                 cursor = input.buffer.cursor(isFinal: input.isAtEnd)
             case .flippedPage(let reference, let offset):
-                let page = Int(offset) / guestPageSize
-                took(page..<(page &+ 1), of: reference.index)
-                progress.normalPages &+= 1
-                if var run = flipped, run.reference == reference, run.pages.upperBound == page {
-                    run.pages = run.pages.lowerBound..<(page + 1)
+                let first = Int(offset) / guestPageSize
+                let pages = first..<(first + 1 + decoder.skipFollowingFlippedPages(&cursor, after: offset))
+                took(pages, of: reference.index)
+                progress.normalPages &+= UInt64(pages.count)
+                if var run = flipped, run.reference == reference, run.pages.upperBound == first {
+                    run.pages = run.pages.lowerBound..<pages.upperBound
                     flipped = run
                 } else {
                     try takeFlipped()
-                    flipped = PageRun(
-                        block: blocks[reference.index], reference: reference, pages: page..<(page + 1))
+                    flipped = PageRun(block: blocks[reference.index], reference: reference, pages: pages)
                 }
             case .xbzrlePage(let reference, let offset, let encodedByteCount):
                 input.buffer.consume(to: cursor)

@@ -234,10 +234,7 @@ package final class RAMSender {
             }
             if let hooks {
                 let answer = try hooks.savePage(output, run) { pages in
-                    for page in pages {
-                        encoder.writeFlippedPage(
-                            run.reference, offset: UInt64(page &* guestPageSize), to: output.writer)
-                    }
+                    encoder.writeFlippedPages(run.reference, pages, to: output.writer)
                 }
                 switch answer {
                 case .notSupported(let count):

@@ -194,6 +194,17 @@ package struct RAMDecoder: Sendable {
         }
     }
 
+    /// Behind a flipped page at `offset`: moves past the words that name the pages after it, one by one, and answers how
+    /// many. A source names pages in runs.
+    package func skipFollowingFlippedPages(_ cursor: inout StreamCursor, after offset: UInt64) -> Int {
+        guard hasFlipDescriptor, lastBlock >= 0, listRemaining == 0, offset < lastBlockByteCount else { return 0 }
+        let next = offset + options.pageSize
+        guard next < lastBlockByteCount else { return 0 }
+        return cursor.skipSequence(
+            from: next | RAMFlags([.hook, .sameBlock]).rawValue, step: options.pageSize,
+            limit: Int(clamping: (lastBlockByteCount - next) / options.pageSize))
+    }
+
     /// The block a page record is about; judges that the page is inside it.
     @inline(__always)
     private func decodeBlock(
@@ -374,6 +385,17 @@ package struct RAMEncoder: Sendable {
     package mutating func writeFlippedPage(_ block: BlockReference, offset: UInt64, to writer: StreamWriter) {
         precondition(options.flipsPages, "page flipping was not agreed on")
         writeWord(offset, .hook, block, to: writer)
+    }
+
+    /// Names pages that follow each other, each by a record of its own.
+    package mutating func writeFlippedPages(_ block: BlockReference, _ pages: Range<Int>, to writer: StreamWriter) {
+        guard !pages.isEmpty else { return }
+        let first = UInt64(pages.lowerBound) * options.pageSize
+        precondition(UInt64(pages.upperBound) * options.pageSize <= blocks[block.index].byteCount, "not pages of it")
+        writeFlippedPage(block, offset: first, to: writer)
+        writer.writeSequence(
+            from: (first + options.pageSize) | RAMFlags([.hook, .sameBlock]).rawValue, step: options.pageSize,
+            count: pages.count - 1)
     }
 
     package func writeMultifdFlush(to writer: StreamWriter) { writer.write(RAMFlags.multifdFlush.rawValue) }

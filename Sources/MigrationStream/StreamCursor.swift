@@ -67,6 +67,22 @@
         return Value(bigEndian: value)
     }
 
+    /// Moves past 64-bit integers as long as each is `step` more than the one before it, the first being `first`; answers
+    /// how many, at most `limit`. A run of names is read as fast as memory.
+    package mutating func skipSequence(from first: UInt64, step: UInt64, limit: Int) -> Int {
+        let countMax = min(limit, (end - position) / 8)
+        var expected = first
+        var count = 0
+        while count < countMax {
+            let word = unsafe base.loadUnaligned(fromByteOffset: position &+ count &* 8, as: UInt64.self)
+            guard UInt64(bigEndian: word) == expected else { break }
+            expected &+= step
+            count &+= 1
+        }
+        position += count * 8
+        return count
+    }
+
     /// The byte `distance` bytes ahead, without moving.
     package func peekByte(at distance: Int = 0) throws(StreamError) -> UInt8 {
         guard distance >= 0, distance < end - position else { throw shortage(distance + 1) }

@@ -63,6 +63,18 @@
         count &+= size
     }
 
+    /// Writes `count` 64-bit integers, each `step` more than the one before it.
+    package func writeSequence(from first: UInt64, step: UInt64, count wanted: Int) {
+        makeRoom(wanted * 8)
+        var value = first
+        for index in 0..<wanted {
+            unsafe storage.base.storeBytes(
+                of: value.bigEndian, toByteOffset: count &+ index &* 8, as: UInt64.self)
+            value &+= step
+        }
+        count += wanted * 8
+    }
+
     package func write(_ bytes: [UInt8]) { unsafe write(bytes.span.bytes) }
 
     package func write(_ bytes: RawSpan) {

@@ -32,6 +32,35 @@ import Testing
         #expect(streamed < progress.ram.normalPages * 64 + (64 << 10))
     }
 
+    @Test(
+        "any number of threads takes contents out of the pipe, in portions of any size", arguments: [1, 2, 5],
+        [MigrationStrategy.precopy, .stopAndCopy])
+    func readers(count: Int, strategy: MigrationStrategy) throws {
+        // Nil is whole runs; portions that are no pages fill a pipe's places with little in each.
+        for portion in [nil, 1000, 4096] as [Int?] {
+            let splicer = portion.map { portion in
+                PageSplicer { (pieces, pipe) throws(SystemCallError) in
+                    let first = pieces[0]
+                    return try pipe.write(
+                        UnsafeRawBufferPointer(start: first.iov_base, count: min(first.iov_len, portion)))
+                }
+            }
+            let rig = try Rig(pages: [2500, 3, 200])
+            defer { rig.end() }
+            try rig.source.resume()
+            let ends = try rig.flippingEnds(
+                Rig.flipping(strategy), splicer: splicer ?? .kernel, readerCount: count,
+                observer: rig.writesInEachRound)
+            let outcome = try Rig.run(ends)
+            #expect(
+                outcome.source == .guestMoved && outcome.destination == .guestMoved,
+                "\(String(describing: ends.destination.progress.error))")
+            #expect(rig.destination.waitForWrites(100))
+            try rig.destination.pause()
+            #expect(rig.destination.flaws() == [])
+        }
+    }
+
     @Test("stop-and-flip frees each piece at the source once the destination has it")
     func frees() throws {
         let rig = try Rig(pages: [9000])

@@ -97,6 +97,7 @@ final class Rig: Sendable {
     func flippingEnds(
         _ configuration: MigrationConfiguration, destination other: MigrationConfiguration? = nil,
         to guest: ScriptedGuest? = nil, splicer: PageSplicer = .kernel,
+        readerCount: Int = PageFlipDestination.readersWanted,
         notice: @escaping @Sendable (String) -> Void = { _ in },
         observer: (@Sendable (MigrationProgress) -> Void)? = nil
     ) throws -> Ends {
@@ -105,7 +106,11 @@ final class Rig: Sendable {
             transport: left, guest: source, configuration: configuration, splicer: splicer, notice: notice)
         return try ends(
             configuration, destination: other, transports: (left, right),
-            hooks: (hooks, PageFlipDestination(transport: right, configuration: other ?? configuration)),
+            hooks: (
+                hooks,
+                PageFlipDestination(
+                    transport: right, configuration: other ?? configuration, readerCount: readerCount)
+            ),
             to: guest,
             observer: observer)
     }

@@ -112,6 +112,54 @@ struct RAMRecordTests {
         #expect(try records(writer.bytes, &decoder) == all)
     }
 
+    @Test("a run of flipped pages is the records of its pages, and is read back however it is cut")
+    func flippedRuns() throws {
+        var options = RAMStreamOptions()
+        options.flipsPages = true
+        let blocks = [
+            RAMBlockDescription(name: "ram", byteCount: 0x20_0000), RAMBlockDescription(name: "rom", byteCount: 0x3000),
+        ]
+        let (ram, rom) = (BlockReference(0), BlockReference(1))
+        // A gap, a run to a block's end, a page again, a run backwards.
+        let runs: [(block: BlockReference, pages: Range<Int>)] = [
+            (ram, 3..<40), (ram, 41..<42), (ram, 500..<512), (rom, 0..<3), (ram, 0..<5), (ram, 4..<6), (ram, 2..<3),
+        ]
+        let (writer, single) = (StreamWriter(capacity: 8), StreamWriter())
+        var (encoder, singleEncoder) = (
+            RAMEncoder(blocks: blocks, options: options), RAMEncoder(blocks: blocks, options: options)
+        )
+        encoder.write(.flipDescriptor, to: writer)
+        singleEncoder.write(.flipDescriptor, to: single)
+        var names: [RAMRecord] = []
+        for run in runs {
+            encoder.writeFlippedPages(run.block, run.pages, to: writer)
+            for page in run.pages {
+                names.append(.flippedPage(run.block, offset: UInt64(page) * 4096))
+                singleEncoder.write(names.last!, to: single)
+            }
+        }
+        #expect(writer.bytes == single.bytes)
+        let bytes = writer.bytes
+        for length in 0...bytes.count {
+            var decoder = RAMDecoder(blocks: blocks, options: options)
+            decoder.assumeListed()
+            var found: [RAMRecord] = []
+            var position = 0
+            for end in [length, bytes.count] {
+                var cursor = StreamCursor(bytes[position..<end])
+                while let record = try? decoder.next(&cursor) {
+                    found.append(record)
+                    guard case .flippedPage(let block, let offset) = record else { continue }
+                    for index in 0..<decoder.skipFollowingFlippedPages(&cursor, after: offset) {
+                        found.append(.flippedPage(block, offset: offset + UInt64(index + 1) * 4096))
+                    }
+                }
+                position = end - cursor.remaining
+            }
+            #expect(position == bytes.count && found == [.flipDescriptor] + names)
+        }
+    }
+
     @Test("the captured XBZRLE record decodes")
     func xbzrle() throws {
         var decoder = decoder([RAMBlockDescription(name: "pc.ram", byteCount: 0x1000)])

@@ -3,20 +3,45 @@ package import GuestMemory
 import LinuxCalls
 package import MigrationEngine
 import MigrationStream
+import SystemPackage
 
 /// The destination of a page flip: takes the pipe, then for each run of page addresses its contents out of it.
 package final class PageFlipDestination: DestinationRAMHooks {
+    /// Half of what the pipe holds: the source is woken and refills it while the other half is being taken, so that it
+    /// never runs empty.
+    private static let readMax = PagePipe.capacityWanted / 2
+
+    /// Threads that copy; more gain nothing where memory's own speed is the limit.
+    private static let readersMax = 4
+    /// A shorter run is copied here sooner than another thread is woken.
+    private static let sharedMin = 128 << 10
+    /// How a sandbox says that it does not know splice(2).
+    private static let refusals: Set<Errno> = [.notPermitted, .noFunction, .permissionDenied]
+
     private let transport: DescriptorTransport
     private struct State {
         var pipe: OwnedDescriptor?
+        /// Nil where one processor has to do, or the host gives no more: then this thread copies.
+        var readers: PipeReaders?
         var blocks: [RAMBlock] = []
     }
     // SAFETY: only the migration's thread calls the hooks.
     nonisolated(unsafe) private var state = State()
 
-    /// - Parameter configuration: With capability `unix-page-flipping` off no descriptor is taken.
-    package init(transport: DescriptorTransport, configuration: MigrationConfiguration) {
+    private let readerCount: Int
+
+    /// As many threads as there are processors.
+    package static var readersWanted: Int { min(sysconf(CInt(_SC_NPROCESSORS_ONLN)), readersMax) }
+
+    /// - Parameters:
+    ///   - configuration: With capability `unix-page-flipping` off no descriptor is taken.
+    ///   - readerCount: Threads that copy; with fewer than two the migration's own does.
+    package init(
+        transport: DescriptorTransport, configuration: MigrationConfiguration,
+        readerCount: Int = PageFlipDestination.readersWanted
+    ) {
         self.transport = transport
+        self.readerCount = readerCount
         if configuration.has(.unixPageFlipping) { transport.expectDescriptors(1) }
     }
 
@@ -40,6 +65,7 @@ package final class PageFlipDestination: DestinationRAMHooks {
             )
         }
         unsafe state.pipe = descriptors[0]
+        if readerCount > 1 { unsafe state.readers = try? PipeReaders(threadCount: readerCount) }
     }
 
     package func answerPing(_ value: UInt32, _ output: StreamOutput) throws(MigrationError) -> Bool {
@@ -56,11 +82,48 @@ package final class PageFlipDestination: DestinationRAMHooks {
         return true
     }
 
-    package func end() { unsafe state.pipe = nil }
+    package func end() {
+        unsafe state.readers?.end()
+        unsafe state.readers = nil
+        unsafe state.pipe = nil
+    }
 
     package func loadPages(_ run: PageRun) throws(MigrationError) {
-        try unsafe loadContents(
-            UnsafeMutableRawBufferPointer(start: run.block.base + run.offset, count: run.byteCount))
+        let target = unsafe UnsafeMutableRawBufferPointer(start: run.block.base + run.offset, count: run.byteCount)
+        guard let readers = unsafe state.readers, run.byteCount >= Self.sharedMin, let pipe = unsafe state.pipe else {
+            return try unsafe loadContents(target)
+        }
+        var done = 0
+        do throws(TransportError) {
+            while done < target.count, unsafe state.readers != nil {
+                do throws(SystemCallError) {
+                    let count = try unsafe readers.take(
+                        into: UnsafeMutableRawBufferPointer(rebasing: target[done...]), from: pipe)
+                    guard count > 0 else { throw SystemCallError("splice", .brokenPipe, subject: "page-flip pipe") }
+                    done += count
+                } catch {
+                    if Self.refusals.contains(error.errno) {
+                        // A sandbox without splice: what was moved before is in its place soon, the rest is read here.
+                        readers.end()
+                        unsafe state.readers = nil
+                    } else {
+                        try transport.wait(after: error, pipe, Int16(POLLIN))
+                    }
+                }
+            }
+        } catch {
+            throw error.migrationError(in: .switchover, "taking pages from the pipe")
+        }
+        if done < target.count { try unsafe loadContents(UnsafeMutableRawBufferPointer(rebasing: target[done...])) }
+    }
+
+    /// A section's pages are all in place before anything that follows it: a page may come again in the next, and a
+    /// PONG behind it lets the source free its own.
+    package func synchronise(_ point: RAMSynchronisation, in phase: MigrationPhase) throws(MigrationError) -> Bool {
+        do throws(SystemCallError) { try unsafe state.readers?.drain() } catch {
+            throw MigrationError(.channelFailed, in: phase, "taking pages from the pipe", cause: error)
+        }
+        return false
     }
 
     package func loadContents(_ target: UnsafeMutableRawBufferPointer) throws(MigrationError) {
@@ -71,7 +134,9 @@ package final class PageFlipDestination: DestinationRAMHooks {
             var done = 0
             while done < target.count {
                 do throws(SystemCallError) {
-                    let count = try unsafe pipe.read(into: UnsafeMutableRawBufferPointer(rebasing: target[done...]))
+                    let end = min(target.count, done + Self.readMax)
+                    let count = try unsafe pipe.read(
+                        into: UnsafeMutableRawBufferPointer(rebasing: target[done..<end]))
                     guard count > 0 else { throw SystemCallError("read", .brokenPipe, subject: "page-flip pipe") }
                     done += count
                 } catch {
