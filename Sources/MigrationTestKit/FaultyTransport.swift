@@ -17,12 +17,17 @@ package final class FaultyTransport: MigrationTransport {
 
     private let inner: any MigrationTransport
     private let fault: Fault
+    private let onCall: (@Sendable (_ number: Int) -> Void)?
     private let calls = Atomic<Int>(0)
     private let isBroken = Atomic<Bool>(false)
 
-    package init(_ inner: any MigrationTransport, _ fault: Fault) {
+    /// - Parameter onCall: Told the number of each call before it is made, on the thread that makes it.
+    package init(
+        _ inner: any MigrationTransport, _ fault: Fault, onCall: (@Sendable (_ number: Int) -> Void)? = nil
+    ) {
         self.inner = inner
         self.fault = fault
+        self.onCall = onCall
     }
 
     package var callCount: Int { calls.load(ordering: .relaxed) }
@@ -41,6 +46,7 @@ package final class FaultyTransport: MigrationTransport {
     private func begin() throws(TransportError) -> Int? {
         if hasBroken { throw .closed }
         let call = calls.wrappingAdd(1, ordering: .relaxed).newValue
+        onCall?(call)
         switch fault {
         case .closed(let at): if call == at { try breakDown() }
         case .cut(let at): if call == at { return 1 }

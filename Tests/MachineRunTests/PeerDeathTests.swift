@@ -9,20 +9,28 @@ import Testing
 struct PeerDeathTests {
     private static let done = ProcessEnd.exited(status: 0)
 
-    private func destination(_ run: MonitorRun, _ name: String, _ uri: String, multifd: Bool) throws -> RunningProgram {
+    /// A capability of the channel; none is the socket alone.
+    enum Way: String, CaseIterable, Sendable {
+        case socket, multifd
+        case flip = "unix-page-flipping"
+
+        var capabilities: [String] { ["return-path"] + (self == .socket ? [] : [rawValue]) }
+    }
+
+    private func destination(_ run: MonitorRun, _ name: String, _ uri: String, _ way: Way) throws -> RunningProgram {
         let program = try run.heartbeat(["--incoming", "defer"], name: name)
         try ToolRunTests.waitUntilListed(name, run)
-        let capabilities =
-            #"{"capabilities": [{"capability": "multifd", "state": \#(multifd)}, "#
-            + #"{"capability": "return-path", "state": true}]}"#
-        #expect(try run.command(["qmp", name, "migrate-set-capabilities", capabilities]).end == Self.done)
+        let capabilities = way.capabilities.map { #"{"capability": "\#($0)", "state": true}"# }.joined(separator: ", ")
+        #expect(
+            try run.command(["qmp", name, "migrate-set-capabilities", #"{"capabilities": [\#(capabilities)]}"#]).end
+                == Self.done)
         #expect(try run.command(["qmp", name, "migrate-incoming", #"{"uri": "\#(uri)"}"#]).end == Self.done)
         return program
     }
 
     @Test(
-        "the guest runs on here, whole, nothing of the move is left, and the next one works", arguments: [false, true])
-    func killed(multifd: Bool) throws {
+        "the guest runs on here, whole, nothing of the move is left, and the next one works", arguments: Way.allCases)
+    func killed(way: Way) throws {
         let run = try MonitorRun()
         let source = try run.heartbeat(["--append", "pages=2000 dirty=2000"], name: "source")
         try source.wait(for: "tick 5 ", seconds: 60)
@@ -35,10 +43,10 @@ struct PeerDeathTests {
             return (try count("fd"), try count("task"))
         }
         let before = try held()
-        let flags = ["--capability", "return-path"] + (multifd ? ["--capability", "multifd"] : [])
+        let flags = way.capabilities.flatMap { ["--capability", $0] }
         for round in 0..<3 {
             let path = run.directory.file("socket\(round)")
-            let other = try destination(run, "other\(round)", "unix:\(path)", multifd: multifd)
+            let other = try destination(run, "other\(round)", "unix:\(path)", way)
             let move = try RunningProgram(
                 Checkout.tool,
                 [
@@ -63,7 +71,7 @@ struct PeerDeathTests {
         #expect(
             after.descriptors <= before.descriptors + 1 && after.threads <= before.threads + 1, "\(before) \(after)")
         let path = run.directory.file("last")
-        let last = try destination(run, "last", "unix:\(path)", multifd: multifd)
+        let last = try destination(run, "last", "unix:\(path)", way)
         let move = try run.command(
             [
                 "migrate", "source", "unix:\(path)", "--parameter", "max-bandwidth=100G", "--parameter",

@@ -83,27 +83,42 @@ final class HoldPoint: Sendable {
         let rig = try Rig(script: Rig.script(threads: 3, rate: 20_000), pages: [6000, 3, 400], backend: way.backend)
         defer { rig.end() }
         try rig.source.resume()
-        let missing = Mutex<UInt64>(0)
-        let ends = try rig.postcopyEnds(way.configuration)
-        let ranEarly = Mutex(false)
-        let outcome = try Rig.run(
-            ends,
-            beside: {
-                while ends.source.progress.outcome == nil {
-                    let progress = ends.destination.progress
-                    if rig.destination.isRunning, progress.status == .postcopyActive,
-                        progress.ram.remainingByteCount > 0
-                    {
-                        ranEarly.withLock { $0 = true }
-                        missing.withLock { $0 = max($0, progress.ram.remainingByteCount) }
-                    }
-                    usleep(200)
+        let made = Mutex<Rig.Ends?>(nil)
+        defer { made.withLock { $0 = nil } }
+        let remaining = Mutex<UInt64?>(nil)
+        let hasAsked = Gate(false)
+        let ends = try rig.postcopyEnds(
+            way.configuration,
+            wrap: { near, far in
+                // The first call after the guest has left waits until it runs there and misses a page.
+                let watched = WatchedTransport(near) { _ in
+                    guard let source = made.withLock({ $0?.source }), source.progress.hasLeft,
+                        remaining.withLock({ $0 }) == nil
+                    else { return true }
+                    hasAsked.wait { $0 }
+                    #expect(rig.destination.isRunning)
+                    remaining.withLock { $0 = source.progress.ram.remainingByteCount }
+                    return true
                 }
+                // Page requests are types 3 and 4 of the return path. Source: docs/devel/migration/postcopy.rst
+                let asking = WatchedTransport(far) { call in
+                    if case .send(let start) = call, start.starts(with: [0, 3]) || start.starts(with: [0, 4]) {
+                        hasAsked.update { $0 = true }
+                    }
+                    return true
+                }
+                return (watched, asking)
+            },
+            observer: { progress in
+                // More than is on its way when the guest leaves has to come again.
+                if progress.status == .active { _ = rig.source.waitForWrites(1500) }
             })
+        made.withLock { $0 = ends }
+        let outcome = try Rig.run(ends)
         #expect(outcome.source == .guestMoved && outcome.destination == .guestMoved)
         #expect(ends.source.progress.error == nil && ends.destination.progress.error == nil)
         #expect(!rig.source.isRunning && rig.destination.isRunning)
-        #expect(ranEarly.withLock { $0 }, "it did not run before its memory was there")
+        #expect(try #require(remaining.withLock { $0 }) > 0, "it did not run before its memory was there")
         #expect(ends.source.progress.ram.postcopyRequests > 0)
         #expect(ends.source.progress.ram.postcopyByteCount > 0)
         #expect(rig.destination.waitForWrites(300))
