@@ -4,7 +4,6 @@ import LinuxCalls
 import MigrationChannels
 import MigrationEngine
 import ComponentState
-import Synchronization
 
 /// Throughput of the channels between two processes:
 ///     stream-throughput MIB RUNS [socket|pipe|flip|flip-give|multifd ...]
@@ -14,8 +13,8 @@ import Synchronization
 /// and of the destination. 2 MiB pages are private memory, which the host's huge pages are for; what is given away must be
 /// a memfd at the destination, and is one there.
 ///
-/// `memory` prints how far both processes' memory together (Pss of smaps_rollup, sampled) rose above what it was before the
-/// first page, in MiB: the destination's RAM is then not touched beforehand.
+/// `memory` prints how far both processes' memory together (Pss of smaps_rollup, sampled while both stand still) rose above what it
+/// was before the first page, in MiB: the destination's RAM is then not touched beforehand.
 final class FullGuest: MigratableGuest {
     let machineName = "full"
     let ramBlocks: [RAMBlock]
@@ -121,7 +120,9 @@ func destination(_ way: Way, _ byteCount: Int, huge: Bool, measuresMemory: Bool)
     }
     let used = processorSeconds() - before
     // Before the comparison, which fills what was never touched.
-    send([used, Double(guest.wrongWords)], to: report)
+    send([used], to: report)
+    _ = receive(1, from: report)
+    send([Double(guest.wrongWords)], to: report)
 }
 
 func send(_ values: [Double], to file: OwnedDescriptor) {
@@ -150,36 +151,47 @@ func memoryByteCount(of process: String) -> Int {
     return (line.flatMap { $0.split(separator: " ").dropFirst().first }.flatMap { Int($0) } ?? 0) << 10
 }
 
-/// Looks at both processes' memory until it is told to stop; answers the most it saw.
-final class MemorySampler: Sendable {
-    private let isEnding = Atomic<Bool>(false)
-    private let most = Atomic<Int>(0)
-    private let child: String
-    private let thread = Mutex<HostThread?>(nil)
-
-    init(child: CInt) { self.child = "\(child)" }
-
-    var now: Int { memoryByteCount(of: "self") + memoryByteCount(of: child) }
-
-    func start() throws {
-        let thread = try HostThread(name: "sampler") { [self] in
-            while !isEnding.load(ordering: .relaxed) {
-                let bytes = now
-                if bytes > most.load(ordering: .relaxed) { most.store(bytes, ordering: .relaxed) }
-                usleep(500)
-            }
-        }
-        self.thread.withLock { $0 = thread }
+/// How far both processes' memory together rises above what it is before the first page. Both stand still while it is looked at:
+/// what is freed at one end while the other is read would count twice.
+func mostExtraMemory(_ way: String, _ byteCount: Int, _ size: String) throws -> Int {
+    let (near, far) = try StreamSocket.pair()
+    let child = try ChildProcess(
+        path: "/proc/self/exe", arguments: ["measured", way, "\(byteCount)", size], descriptors: [3: far])
+    let processes = [child.processIdentifier, CInt(receive(1, from: near)[0])]
+    func look() -> Int {
+        for process in processes.reversed() { kill(process, SIGSTOP) }
+        defer { for process in processes { kill(process, SIGCONT) } }
+        for process in processes { awaitStop(process) }
+        return processes.reduce(0) { $0 + memoryByteCount(of: "\($1)") }
     }
+    let before = look()
+    var most = before
+    send([0], to: near)
+    while try near.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 1) == 0 { most = max(most, look()) }
+    _ = receive(1, from: near)
+    most = max(most, look())
+    send([0], to: near)
+    guard child.wait() == .exited(status: 0) else { exit(1) }
+    return most - before
+}
 
-    func stop() -> Int {
-        isEnding.store(true, ordering: .relaxed)
-        thread.withLock { $0 }?.join()
-        return most.load(ordering: .relaxed)
+/// Until every thread has stopped. Source: proc(5), the state in /proc/PID/task/TID/stat.
+func awaitStop(_ process: CInt) {
+    for _ in 0..<1000 {
+        let tasks = (try? FileNames.entries(of: "/proc/\(process)/task")) ?? []
+        let areStopped = tasks.allSatisfy { task in
+            guard let bytes = try? FileNames.contents(of: "/proc/\(process)/task/\(task)/stat") else { return true }
+            let state = String(decoding: bytes, as: UTF8.self).split(separator: ")").last?.dropFirst().first
+            return state == "T"
+        }
+        if areStopped { return }
+        usleep(100)
     }
 }
 
-func source(_ way: Way, _ byteCount: Int, huge: Bool, measuresMemory: Bool) throws {
+/// - Parameter observer: Somebody who measures memory before, meanwhile and after.
+func source(_ way: Way, _ byteCount: Int, huge: Bool, observer: OwnedDescriptor? = nil) throws {
+    let measuresMemory = observer != nil
     let guest = try FullGuest(
         byteCount: byteCount, huge: huge, fills: true, backend: backend(way, huge: huge, isDestination: false))
     let (near, far) = try StreamSocket.pair()
@@ -210,41 +222,50 @@ func source(_ way: Way, _ byteCount: Int, huge: Bool, measuresMemory: Bool) thro
         hooks = multifd
     }
     let end = MigrationSource(guest: guest, transport: channel, configuration: configuration, hooks: hooks)
-    let sampler = MemorySampler(child: child.processIdentifier)
-    let memoryBefore = measuresMemory ? sampler.now : 0
-    if measuresMemory { try sampler.start() }
+    if let observer {
+        send([Double(child.processIdentifier)], to: observer)
+        _ = receive(1, from: observer)
+    }
     let before = processorSeconds()
     guard end.run() == .guestMoved else {
         print("source failed: \(String(describing: end.progress.error))")
         exit(1)
     }
     let here = processorSeconds() - before
-    let mostMemory = measuresMemory ? sampler.stop() : 0
-    let there = receive(2, from: reportNear)
+    if let observer {
+        send([0], to: observer)
+        _ = receive(1, from: observer)
+    }
+    let there = receive(1, from: reportNear)
+    // The destination compares only when nobody measures any more.
+    send([0], to: reportNear)
+    let wrongWords = receive(1, from: reportNear)[0]
     _ = child.wait()
-    guard there[1] == 0 else {
-        print("\(there[1]) words are wrong")
+    guard wrongWords == 0 else {
+        print("\(wrongWords) words are wrong")
         exit(1)
     }
     let seconds = Double(end.progress.timing.totalNanoseconds ?? 0) * 1e-9
     let gib = Double(byteCount) / Double(1 << 30)
-    func text(_ value: Double) -> String { "\(Double(Int(value * 1000)) / 1000)" }
-    let name = "sidestep-\(way.rawValue) \(huge ? "2m" : "4k")"
-    if measuresMemory {
-        print("\(name) memory \(text(Double(mostMemory - memoryBefore) / Double(1 << 20))) MiB")
-    } else {
-        print(
-            "\(name) \(text(gib / seconds)) GiB/s \(text(here / gib)) \(text(there[0] / gib)) s/GiB")
-    }
+    if measuresMemory { return }
+    print(
+        "sidestep-\(way.rawValue) \(huge ? "2m" : "4k") \(text(gib / seconds)) GiB/s \(text(here / gib)) "
+            + "\(text(there[0] / gib)) s/GiB")
 }
+
+func text(_ value: Double) -> String { "\(Double(Int(value * 1000)) / 1000)" }
 
 let words = CommandLine.arguments
 if words.count == 6, words[1] == "destination", let way = Way(rawValue: words[2]), let byteCount = Int(words[3]) {
     try destination(way, byteCount, huge: words[4] == "2m", measuresMemory: words[5] == "memory")
 } else if words.count >= 5, words[1] == "source", let way = Way(rawValue: words[2]), let byteCount = Int(words[3]) {
-    try source(way, byteCount, huge: words[4] == "2m", measuresMemory: false)
+    try source(way, byteCount, huge: words[4] == "2m")
+} else if words.count == 5, words[1] == "measured", let way = Way(rawValue: words[2]), let byteCount = Int(words[3]) {
+    try source(way, byteCount, huge: words[4] == "2m", observer: OwnedDescriptor(adopting: 3))
 } else if words.count >= 4, words[1] == "memory", let way = Way(rawValue: words[2]), let megabytes = Int(words[3]) {
-    try source(way, megabytes << 20, huge: words.count > 4 && words[4] == "2m", measuresMemory: true)
+    let size = words.count > 4 ? words[4] : "4k"
+    let bytes = try mostExtraMemory(way.rawValue, megabytes << 20, size)
+    print("sidestep-\(way.rawValue) \(size) memory \(text(Double(bytes) / Double(1 << 20))) MiB")
 } else if words.count >= 3, let megabytes = Int(words[1]), let runs = Int(words[2]) {
     let ways = words.count > 3 ? words[3...].compactMap(Way.init) : Way.allCases
     for _ in 0..<runs {
