@@ -43,7 +43,10 @@ struct PeerDeathTests {
             return (try count("fd"), try count("task"))
         }
         let before = try held()
-        let flags = way.capabilities.flatMap { ["--capability", $0] }
+        // Without rounds before the stop a page flip would be over at once.
+        let flags =
+            way.capabilities.flatMap { ["--capability", $0] }
+            + (way == .flip ? ["--parameter", "x-strategy=precopy"] : [])
         for round in 0..<3 {
             let path = run.directory.file("socket\(round)")
             let other = try destination(run, "other\(round)", "unix:\(path)", way)
