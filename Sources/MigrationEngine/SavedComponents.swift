@@ -16,11 +16,22 @@ package enum SavedComponents {
         return writer.bytes
     }
 
+    /// Knows the components beforehand, so that nothing has to be looked up while the guest stands still.
+    package struct Reader {
+        private let register: SectionRegister
+
+        package init(_ components: [any StatefulComponent]) {
+            register = SectionRegister(components: components, layouts: [.native])
+        }
+    }
+}
+
+extension SavedComponents.Reader {
     /// Gives each component its state.
     /// - Throws: when a section is unknown, doubled, missing or refused. Some components may then hold the new state: the
     ///   machine must not run.
-    package static func decode(_ bytes: [UInt8], into components: [any StatefulComponent]) throws(MigrationError) {
-        var register = SectionRegister(components: components, layouts: [.native])
+    package func decode(_ bytes: [UInt8]) throws(MigrationError) {
+        var register = register
         var reader = StreamReader.resumed()
         var cursor = StreamCursor(bytes, isFinal: true)
         do {

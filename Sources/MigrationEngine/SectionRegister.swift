@@ -24,6 +24,7 @@ package struct SectionRegister {
             self.components[key] = component
             order.append(key)
         }
+        received.reserveCapacity(order.count)
     }
 
     /// The layout to read the next section in.

@@ -12,6 +12,10 @@ final class ProcessorGate: Sendable {
     private let ending = Atomic<Bool>(false)
     /// Changes with every opening; threads wait on it.
     private let openings = WaitWord()
+    /// When the first thread came through after the latest opening, CLOCK_MONOTONIC in nanoseconds; 0 before one has.
+    private let firstEntry = Atomic<Int64>(0)
+    /// Changes when that is known.
+    private let entries = WaitWord()
     /// Changes when a thread steps aside and the gate is closed.
     private let arrivals = WaitWord()
 
@@ -30,6 +34,7 @@ final class ProcessorGate: Sendable {
 
     /// Comes back when the thread may touch the guest; false when the thread is to end.
     func enter(_ place: Place) -> Bool {
+        var hasWaited = false
         while true {
             place.isAside.store(false, ordering: .sequentiallyConsistent)
             let seen = openings.load()
@@ -37,15 +42,37 @@ final class ProcessorGate: Sendable {
                 stepAside(place)
                 return false
             }
-            if !isClosed { return true }
+            if !isClosed {
+                if hasWaited, firstEntry.load(ordering: .relaxed) == 0,
+                    firstEntry.compareExchange(
+                        expected: 0, desired: monotonicNanoseconds(), ordering: .sequentiallyConsistent
+                    ).exchanged
+                {
+                    entries.add(1)
+                }
+                return true
+            }
             stepAside(place)
             openings.wait(while: seen)
+            hasWaited = true
         }
+    }
+
+    /// When a thread first came through after the latest opening. Waits for it, but not long; nil when nobody came, because all
+    /// sleep.
+    func timeOfFirstEntry() -> Int64? {
+        let seen = entries.load()
+        if firstEntry.load(ordering: .sequentiallyConsistent) == 0 {
+            entries.wait(while: seen, timeoutNanoseconds: 1_000_000)
+        }
+        let time = firstEntry.load(ordering: .sequentiallyConsistent)
+        return time == 0 ? nil : time
     }
 
     func close() { closed.store(true, ordering: .sequentiallyConsistent) }
 
     func open() {
+        firstEntry.store(0, ordering: .relaxed)
         closed.store(false, ordering: .sequentiallyConsistent)
         openings.add(1)
     }

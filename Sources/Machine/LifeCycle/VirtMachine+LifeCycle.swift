@@ -32,6 +32,9 @@ extension VirtMachine {
     /// Lets the guest run for the first time.
     package func start() throws(MachineError) { try resume() }
 
+    /// When the first processor ran after ``resume()``, CLOCK_MONOTONIC in nanoseconds; nil when none has within a millisecond.
+    package func timeOfFirstInstruction() -> Int64? { gate.timeOfFirstEntry() }
+
     /// Lets the guest run on from where it stands. No effect on a running guest.
     package func resume() throws(MachineError) {
         let events = try lifeCycle.withLock { life throws(MachineError) -> [MachineEvent] in

@@ -11,11 +11,14 @@ package protocol HandoverReceiver: AnyObject {
     func load(_ state: HandoverState) throws
     /// The guest is ours: run it. The times are those up to the claim.
     func run(_ times: HandoverTimes) throws
+    /// After ``run(_:)``: when the guest's first instruction ran, CLOCK_MONOTONIC in nanoseconds; nil is now.
+    var timeOfFirstInstruction: Int64? { get }
 }
 
 extension HandoverReceiver {
     /// Nothing but the guest itself.
     package func adopt(_ control: HandoverState) throws {}
+    package var timeOfFirstInstruction: Int64? { nil }
 }
 
 /// How a hand-over ended, seen from the destination.
@@ -108,8 +111,9 @@ package struct HandoverDestination {
     }
 
     /// Tells the source, which may be gone, that the guest runs here.
-    package mutating func announceRunning() {
-        times.resumed = monotonicNanoseconds()
+    /// - Parameter start: When its first instruction ran; nil is now.
+    package mutating func announceRunning(since start: Int64? = nil) {
+        times.resumed = start ?? monotonicNanoseconds()
         try? HandoverFrame(.running, payload: times.destinationPart).send(
             to: socket, deadline: monotonicNanoseconds() + 1_000_000_000)
     }
@@ -140,7 +144,7 @@ package struct HandoverDestination {
         do { try receiver.run(times) } catch {
             return .lost(HandoverError(.machine, "the guest could not be started", phase: .running, cause: error))
         }
-        announceRunning()
+        announceRunning(since: receiver.timeOfFirstInstruction)
         return .running(times)
     }
 

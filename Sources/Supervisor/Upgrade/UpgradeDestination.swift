@@ -22,6 +22,7 @@ final class UpgradeDestination: HandoverReceiver {
     private var stateByteCount = 0
     private var memory: UpgradeMemoryDestination?
     private var sentMemory = SentMemory()
+    private var reader: SavedComponents.Reader?
     private var processorNanoseconds: Int64 = 0
     /// Where the page tables are still to be filled.
     private var unpopulated: [(block: RAMBlock, start: Int)] = []
@@ -99,8 +100,10 @@ final class UpgradeDestination: HandoverReceiver {
         let guest = VirtGuest(machine: machine, events: events, backends: backends)
         self.guest = guest
         // A rehearsal: what loading touches for the first time, it touches now and not in the guest's pause.
-        try SavedComponents.decode(try SavedComponents.encode(guest.components), into: guest.components)
+        let reader = SavedComponents.Reader(guest.components)
+        try reader.decode(try SavedComponents.encode(guest.components))
         try guest.finishLoading()
+        self.reader = reader
         if let memorySocket { memory = try UpgradeMemoryDestination(guest, plan: plan, socket: memorySocket) }
         let supervisor = try Supervisor(
             loop: loop, guest: guest, configuration: configuration, directory: directory,
@@ -123,6 +126,8 @@ final class UpgradeDestination: HandoverReceiver {
         }
     }
 
+    var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
+
     func load(_ state: HandoverState) throws {
         guard let guest, let backends else { throw Refusal("nothing was prepared") }
         stateByteCount = state.bytes.count
@@ -137,7 +142,7 @@ final class UpgradeDestination: HandoverReceiver {
         if let bytes = blobs["memory"] { sentMemory = try SentMemory(bytes) }
         try memory?.finish()
         try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
-        try SavedComponents.decode(components, into: guest.components)
+        try reader?.decode(components)
         if let clockOffset { guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset) }
         try guest.finishLoading()
     }
