@@ -67,12 +67,14 @@ package final class RunningProgram: Sendable {
     /// Ends its standard input.
     package func closeInput() { input.withLock { $0 = nil } }
 
-    /// Waits for its end.
+    /// Waits for its end, and until what it wrote last is in the transcripts.
     @discardableResult
     package func waitForEnd(seconds: Double) throws -> ProcessEnd {
         guard let end = process.wait(timeoutMilliseconds: CInt(seconds * 1000)) else {
             throw ExpectationError.stillRunning(name: name, seconds: seconds, tail: output.tail + errors.tail)
         }
+        output.catchUp(seconds: 2)
+        errors.catchUp(seconds: output.hasEnded ? 2 : 0)
         return end
     }
 

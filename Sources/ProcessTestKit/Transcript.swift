@@ -46,6 +46,12 @@ package final class Transcript: Sendable {
     /// Whether the writer has closed its end.
     package var hasEnded: Bool { state.withLock { $0.isEnded } }
 
+    /// Waits until the writer has closed its end and everything was read, but not for long: others may have it open still.
+    package func catchUp(seconds: Double) {
+        let deadline = ContinuousClock.now + .seconds(seconds)
+        while !hasEnded, ContinuousClock.now < deadline { usleep(1000) }
+    }
+
     /// The last part, for messages.
     package var tail: String { state.withLock { String(decoding: $0.bytes.suffix(3000), as: UTF8.self) } }
 

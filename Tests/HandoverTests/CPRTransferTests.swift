@@ -72,7 +72,7 @@ struct CPRTransferTests {
         let size = try run.command(["migrate", "guest", "unix:\(main)", "--cpr", "unix:\(cpr)"])
         #expect(size.end == .exited(status: 80), "\(size)")
         #expect(try other.waitForEnd(seconds: 30) == .exited(status: 65))
-        try other.errors.wait(for: "RAM block riscv_virt_board.ram has 64M, 32M here", seconds: 5)
+        try other.errors.wait(for: "RAM block riscv_virt_board.ram has 64M, 32M here", seconds: 30)
         // No descriptor to hand over.
         let third = try waiting()
         let none = try run.command(["migrate", "anonymous", "unix:\(main)", "--cpr", "unix:\(cpr)"])

@@ -105,9 +105,9 @@ struct ChannelTests {
         let guest = try start(run, Self.anonymous + ["--disk", "path=\(image)"])
         let socket = try StreamSocket.connect(to: .unix(path: run.directory.path + "/sidestep/guest/qmp.sock"))
         let transcript = try Transcript(name: "QMP client", reading: try socket.duplicate())
-        try transcript.wait(for: "QMP", seconds: 10)
+        try transcript.wait(for: "QMP", seconds: 30)
         try StreamSocket.sendAll(Array(#"{"execute": "qmp_capabilities", "id": 1}"#.utf8), to: socket)
-        try transcript.wait(for: #""id": 1"#, seconds: 10)
+        try transcript.wait(for: #""id": 1"#, seconds: 30)
         // The same command that the tool uses, over a connection that stays.
         try StreamSocket.sendAll(
             Array(

@@ -88,7 +88,7 @@ struct TravelTests {
             init(_ path: String) throws {
                 socket = try StreamSocket.connect(to: .unix(path: path))
                 transcript = try Transcript(name: "QMP client", reading: try socket.duplicate())
-                try transcript.wait(for: "QMP", seconds: 10)
+                try transcript.wait(for: "QMP", seconds: 30)
                 _ = try run("qmp_capabilities")
             }
             func run(_ command: String, _ arguments: String = "{}", _ files: [OwnedDescriptor] = []) throws -> String {
