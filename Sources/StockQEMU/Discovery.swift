@@ -155,6 +155,7 @@ package struct Discovery {
         note(facts.machineType.isEmpty ? .fail : .ok, "machine type", facts.machineType)
         status = try monitor.run("query-status")["status"]?.stringValue ?? "?"
         facts.isRunning = status == "running"
+        facts.architecture = try monitor.run("query-target")["arch"]?.stringValue ?? ""
         let movable = ["running", "paused"].contains(status)
         note(movable ? .ok : .fail, "guest", "is \(status)" + (movable ? "" : ": let it run, or pause it, first"))
         let migration = try monitor.run("query-migrate")

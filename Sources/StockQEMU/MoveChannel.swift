@@ -10,7 +10,10 @@ struct MoveChannel {
     /// Descriptors of RAM. The new process listens here before it does anything else.
     var descriptors: String { "\(directory)/\(Self.files[1])" }
 
-    static let files = ["m", "c"]
+    /// Device state on its way to be mended.
+    var unmended: String { "\(directory)/\(Self.files[2])" }
+
+    static let files = ["m", "c", "u"]
 
     private func channel(_ type: String, _ path: String) -> JSONValue {
         ["channel-type": .string(type), "addr": ["transport": "socket", "type": "unix", "path": .string(path)]]
@@ -20,5 +23,7 @@ struct MoveChannel {
     var descriptorsArgument: String { channel("cpr", descriptors).json }
 
     /// What the source's `migrate` is given.
-    var outgoing: JSONValue { [channel("main", main), channel("cpr", descriptors)] }
+    func outgoing(mended: Bool) -> JSONValue {
+        [channel("main", mended ? unmended : main), channel("cpr", descriptors)]
+    }
 }

@@ -31,13 +31,6 @@ struct ProgramSurvey {
             findings.append(Finding(.fail, "program", "\(binary) cannot be run: \(error)"))
         }
         lookAtProcessor(facts)
-        if binary.contains("riscv") {
-            findings.append(
-                Finding(
-                    .warn, "timer",
-                    "QEMU does not set a riscv guest's timer anew where the guest arrives: one that idles sleeps until its next "
-                        + "interrupt (a key on its console, a packet)"))
-        }
     }
 
     /// Lines are `name "virtio-blk-pci", bus PCI, alias "virtio-blk"`.

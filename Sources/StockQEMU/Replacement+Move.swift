@@ -10,7 +10,9 @@ extension Replacement {
         switch plan.strategy {
         case .shared: ["events", "return-path", "x-ignore-shared"]
         case .postcopy: ["events", "return-path", "postcopy-ram", "release-ram"]
-        case .precopy, .cpr: ["events", "return-path"]
+        // A guest that writes faster than it is copied is slowed down, more and more.
+        case .precopy: ["events", "return-path", "auto-converge"]
+        case .cpr: ["events", "return-path"]
         }
     }
 
@@ -18,12 +20,15 @@ extension Replacement {
         try Rescue.setCapabilities(capabilities, on: rescue.source)
         // What is not shared is little, and goes while the guest runs.
         let downtime: Int64 = plan.strategy.keepsPages ? 20 : 300
-        _ = try rescue.source.run(
-            "migrate-set-parameters",
-            [
-                "max-bandwidth": plan.strategy == .postcopy ? 16_000_000 : 1_000_000_000_000,
-                "downtime-limit": JSONValue(downtime),
-            ])
+        var parameters: JSONObject = [
+            "max-bandwidth": plan.strategy == .postcopy ? 16_000_000 : 1_000_000_000_000,
+            "downtime-limit": JSONValue(downtime),
+        ]
+        if plan.strategy == .precopy {
+            parameters["cpu-throttle-initial"] = 30
+            parameters["cpu-throttle-increment"] = 20
+        }
+        _ = try rescue.source.run("migrate-set-parameters", parameters)
     }
 
     /// `cpr-transfer` begins before the new process answers: it waits for descriptors first. The guest runs on until the new
@@ -31,6 +36,14 @@ extension Replacement {
     func beginDescriptors(_ process: ChildProcess) throws {
         try prepareSource()
         _ = try rescue.source.run("migrate-set-parameters", ["mode": "cpr-transfer"])
+        if plan.mendsTimers {
+            // Waits for the source there, and for the destination to have come so far.
+            let (from, to) = (try StreamSocket.listen(at: .unix(path: channel.unmended)), channel.main)
+            mendedState = try MendedState(request.mender, ignoresShared: false) { () throws(SystemCallError) in
+                let source = try StreamSocket.accept(from: from)
+                return (source, try StreamSocket.connect(to: .unix(path: to)))
+            }
+        }
         for attempt in 1...3000 {
             if Rescue.hasEnded(process.processDescriptor) {
                 throw UpgradeFailure(.rolledBack, "the new process ended before it was ready")
@@ -40,7 +53,7 @@ extension Replacement {
                 continue
             }
             do throws(QMPConnection.Failure) {
-                _ = try rescue.source.run("migrate", ["channels": channel.outgoing])
+                _ = try rescue.source.run("migrate", ["channels": channel.outgoing(mended: plan.mendsTimers)])
                 return
             } catch {
                 // Bound, and listening an instant later.
@@ -60,7 +73,8 @@ extension Replacement {
         // A new process that is to run the guest touches no disk before it is told to; one that is to hold it paused locks them.
         let isLate = rescue.wasRunning && plan.strategy != .postcopy
         try Rescue.setCapabilities(
-            capabilities.filter { $0 != "release-ram" } + (isLate ? ["late-block-activate"] : []), on: destination)
+            capabilities.filter { $0 != "release-ram" && $0 != "auto-converge" }
+                + (isLate ? ["late-block-activate"] : []), on: destination)
         let clients = try prepareClients(destination)
         var watch = MoveWatch(
             source: source, sourceProcess: rescue.sourceProcess, destination: destination,
@@ -69,7 +83,7 @@ extension Replacement {
             UpgradeStep.prepared.reached()
             try command(destination, "migrate-incoming", ["uri": .string("unix:\(channel.main)")])
         } else {
-            let (near, far) = try StreamSocket.pair()
+            let (near, far) = try openChannel()
             _ = try source.run("getfd", ["fdname": .string(Self.descriptorName)], descriptors: [near])
             _ = try destination.run("getfd", ["fdname": .string(Self.descriptorName)], descriptors: [far])
             UpgradeStep.prepared.reached()
@@ -104,6 +118,15 @@ extension Replacement {
         let pause = (try? watch.pauseMicroseconds()) ?? 0
         UpgradeStep.running.reached()
         return pause
+    }
+
+    /// The source's end and the destination's.
+    private func openChannel() throws(SystemCallError) -> (OwnedDescriptor, OwnedDescriptor) {
+        let (near, far) = try StreamSocket.pair()
+        guard plan.mendsTimers else { return (near, far) }
+        let (second, last) = try StreamSocket.pair()
+        mendedState = try MendedState(request.mender, ignoresShared: plan.strategy == .shared) { (far, second) }
+        return (near, last)
     }
 
     /// Runs a command that belongs to the move: its limit is the move's.

@@ -25,6 +25,8 @@ package final class Replacement {
     var rescue: Rescue
     /// What is found out on the way.
     var notes: [String]
+    /// Passes the state, where it is mended on the way.
+    var mendedState: MendedState?
 
     var discovery: Discovery { plan.discovery }
 
@@ -107,6 +109,7 @@ package final class Replacement {
     /// Ends what was begun, and says where the guest is.
     private func failure(_ error: any Error, _ destination: ChildProcess) -> UpgradeFailure {
         var text = (error as? UpgradeFailure)?.description ?? "\(error)"
+        if !rescue.destinationHasEnded, let reason = mendedState?.failure() { text += ": \(reason)" }
         if rescue.destinationHasEnded, let explanation = explain() { text += ": \(explanation)" }
         switch rescue.resolve() {
         case .stayed:
@@ -132,7 +135,8 @@ package final class Replacement {
     private func lookAtSource() throws {
         rescue.capabilities = try Rescue.capabilities(of: rescue.source)
         let known = try rescue.source.run("query-migrate-parameters")
-        for name in ["max-bandwidth", "downtime-limit"] + (plan.strategy == .cpr ? ["mode"] : []) {
+        let throttle = ["cpu-throttle-initial", "cpu-throttle-increment"]
+        for name in ["max-bandwidth", "downtime-limit"] + throttle + (plan.strategy == .cpr ? ["mode"] : []) {
             rescue.parameters[name] = known[name]
         }
         for name in plan.newCommandLine.names {

@@ -17,10 +17,17 @@ package struct ReplacementRequest: Sendable {
     package var limitSeconds = 120
     /// Go on even where libvirt started the guest.
     package var ignoresLibvirt = false
+    /// Postcopy even where a guest's timers are lost by it.
+    package var ignoresTimers = false
     /// This tool's own program, which is started as the guard.
     package var guardProgram: String
+    /// Passes the guest's state from one process to the other, timers mended.
+    package var mender: StateMender
 
-    package init(qmpPath: String?, process: CInt?, binary: String, guardProgram: String) {
+    package init(
+        qmpPath: String?, process: CInt?, binary: String, guardProgram: String, mender: @escaping StateMender
+    ) {
+        self.mender = mender
         self.qmpPath = qmpPath
         self.process = process
         self.binary = binary
@@ -40,10 +47,16 @@ package struct ReplacementPlan {
 
     package var canMove: Bool { !findings.contains { $0.grade == .fail } }
 
+    private let ignoresTimers: Bool
+
+    /// Whether the guest's state must be mended on the way.
+    var mendsTimers: Bool { discovery.facts.losesTimers && strategy != .postcopy }
+
     /// From this version on `x-ignore-shared` passes over files alone, and would copy a memfd onto itself while the guest writes.
     static let sharesFilesOnly = QEMUVersion(8, 1)
 
     package init(_ request: ReplacementRequest, token: String) throws(UpgradeFailure) {
+        ignoresTimers = request.ignoresTimers
         discovery = try Discovery(qmpPath: request.qmpPath, process: request.process)
         findings = discovery.findings
         let program = ProgramSurvey(request.binary, for: discovery.facts)
@@ -55,6 +68,13 @@ package struct ReplacementPlan {
             ignoresLibvirt: request.ignoresLibvirt)
         findings += service.findings
         choose(request.strategy)
+        if mendsTimers {
+            findings.append(
+                Finding(
+                    .ok, "timers",
+                    "QEMU \(discovery.facts.version) does not set a riscv guest's timers again where it arrives: its state passes "
+                        + "through Sidestep, which has them fire there at once"))
+        }
         var rewriter = CommandRewriter(
             facts: discovery.facts, strategy: strategy, destinationVersion: destinationVersion,
             settings: request.settings,
@@ -92,7 +112,12 @@ package struct ReplacementPlan {
                 return "cpr-transfer needs -machine aux-ram-share=on from the start"
             }
             if facts.memory.contains(where: { !$0.isShared }) { return "its RAM is not shareable (share=on)" }
-        case .postcopy, .precopy: break
+        case .postcopy:
+            if facts.losesTimers, !ignoresTimers {
+                return
+                    "QEMU \(facts.version) loses a riscv guest's timers on the way, which cannot be mended in the middle of RAM (--ignore-timers goes on)"
+            }
+        case .precopy: break
         }
         return nil
     }

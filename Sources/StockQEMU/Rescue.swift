@@ -90,6 +90,8 @@ package struct Rescue {
         ProcessSignal.kill(sourceProcess)
         guard Self.hasEnded(sourceProcess, withinMilliseconds: 30_000) else { return .undecided }
         names.removePrivate()
+        // What was switched on for this move is not left on for the next one, which may be somebody else's.
+        if let destination { try? Self.setCapabilities(capabilities, on: destination) }
         return .moved
     }
 

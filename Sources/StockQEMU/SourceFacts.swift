@@ -78,6 +78,11 @@ package struct SourceFacts: Hashable, Sendable {
     /// What relative paths of the command line are relative to.
     package var workingDirectory: String
     package var isRunning = true
+    /// As QMP's `query-target` names it: `x86_64`, `riscv64`.
+    package var architecture = ""
+
+    /// Before 10.2 QEMU sends when a riscv hart's timer is due, and does not set it again at the destination.
+    package var losesTimers: Bool { architecture.hasPrefix("riscv") && version < QEMUVersion(10, 2) }
 
     package init(
         commandLine: CommandLine, version: QEMUVersion, machineType: String, memory: [MemoryBackend],

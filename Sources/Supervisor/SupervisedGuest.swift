@@ -25,6 +25,8 @@ package protocol SupervisedGuest: MigratableGuest {
     func releaseImages() throws
     /// Why the guest cannot go on under a release that writes `layout`, as far as is known.
     func obstacle(to layout: StateLayout) -> String?
+    /// What a destination that writes `layout` may have to be started with, should it refuse.
+    func startHints(for layout: StateLayout) -> [String]
 }
 
 extension SupervisedGuest {
@@ -42,6 +44,7 @@ extension SupervisedGuest {
     package func claimImages() throws {}
     package func releaseImages() throws {}
     package func obstacle(to layout: StateLayout) -> String? { nil }
+    package func startHints(for layout: StateLayout) -> [String] { [] }
 }
 
 /// What the monitor can tell of one processor of the guest.

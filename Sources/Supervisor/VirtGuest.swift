@@ -100,7 +100,13 @@ package final class VirtGuest: SupervisedGuest {
     }
     package func claimImages() throws { try backends?.lockImages() }
     package func releaseImages() throws { try backends?.unlockImages() }
-    package func obstacle(to layout: StateLayout) -> String? { machine.obstacle(to: layout) }
+    package func obstacle(to layout: StateLayout) -> String? {
+        machine.obstacle(to: layout) ?? queueSizes(for: layout).lazy.compactMap(\.obstacle).first
+    }
+    package func startHints(for layout: StateLayout) -> [String] { queueSizes(for: layout).compactMap(\.hint) }
+    private func queueSizes(for layout: StateLayout) -> [QueueSizes] {
+        layout == .qemu11_1 ? machine.queueSizes.map { QueueSizes(device: $0.device, largest: $0.largest) } : []
+    }
     package var surplusBlocks: [String: Int] { VirtMachine.surplusBlocks }
     package var isRunning: Bool { machine.isRunning }
     package var components: [any StatefulComponent] {

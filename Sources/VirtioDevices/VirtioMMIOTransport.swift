@@ -35,6 +35,16 @@ package final class VirtioMMIOTransport: BusDevice {
     /// A device is in the slot.
     package var isOccupied: Bool { core != nil }
 
+    /// The most entries that one of its queues has; 0 in an empty slot.
+    package var largestQueueSize: Int {
+        guard let core else { return 0 }
+        return core.monitor.withLock { state in
+            var largest = 0
+            for index in state.queues.indices { largest = max(largest, Int(state.queues[index].size)) }
+            return largest
+        }
+    }
+
     package var name: String { core?.device.identity.name ?? "virtio-mmio" }
 
     /// Bytes of guest-physical space that the register file takes.

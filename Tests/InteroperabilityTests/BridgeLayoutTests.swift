@@ -101,4 +101,23 @@ import Testing
         var description: VMDescription?
         #expect(throws: Refusal.self) { _ = try rewriter.rewrite(sections, &description) }
     }
+
+    @Test("a machine of ours with queues that 11.1 cannot have does not go there, or says with what to start it")
+    func queues() throws {
+        let captured = try CapturedStream("booted-modern-7.2")
+        let machine = try machine(for: captured)
+        defer { machine.shutDown() }
+        let guest = VirtGuest(machine: machine, events: VirtGuest.EventSink())
+        #expect(guest.obstacle(to: .qemu11_1) == nil && guest.startHints(for: .qemu11_1).isEmpty)
+        for section in captured.sections where section.header.name.hasPrefix("virtio-mmio@") {
+            let component = try #require(machine.components.first { $0.sectionName == section.header.name })
+            var cursor = StreamCursor(section.body + [RecordType.sectionFooter.rawValue], isFinal: true)
+            try SectionDecoder.decode(component, header: section.header, layout: captured.layout, from: &cursor)
+        }
+        let obstacle = guest.obstacle(to: .qemu11_1)
+        #expect(obstacle?.contains("has a queue of 1024 entries") == true, "\(obstacle ?? "none")")
+        #expect(guest.startHints(for: .qemu11_1).contains { $0.contains("with queue-size=1024") })
+        #expect(guest.obstacle(to: .qemu7_2) == nil && guest.obstacle(to: .qemu10_0) == nil)
+        #expect(guest.startHints(for: .qemu10_0).isEmpty)
+    }
 }

@@ -49,10 +49,10 @@ struct BridgeTests {
             try waitForSocket(from)
             let answer = try stock.migrate(to: "unix:\(from)", returnPath: true)
             #expect(answer.hasLeft, "\(hop): \(answer)\n\(next.program.errors.tail)\n\(bridge.errors.tail)")
-            #expect(try bridge.waitForEnd(seconds: 30) == .exited(status: 0), "\(hop): \(bridge.errors.tail)")
+            #expect(try bridge.waitForEnd(seconds: 60) == .exited(status: 0), "\(hop): \(bridge.errors.tail)")
             // What it shows on the way, and at the end.
-            try bridge.errors.wait(for: "of RAM", seconds: 10)
-            try bridge.output.wait(for: "the guest has passed: ", seconds: 10)
+            try bridge.errors.wait(for: "of RAM", seconds: 30)
+            try bridge.output.wait(for: "the guest has passed: ", seconds: 30)
             try guest.check(next.program, hop)
             try stock.quit()
             stock = next
@@ -76,9 +76,9 @@ struct BridgeTests {
         try waitForSocket(wrong)
         var answer = try source.migrate(to: "unix:\(wrong)", returnPath: true)
         #expect(answer.status == "failed" && answer.runState == "running", "\(answer)")
-        #expect(try liar.waitForEnd(seconds: 30) == .exited(status: 80))
-        try liar.errors.wait(for: "the source is qemu-7.2, --source says qemu-10.0", seconds: 10)
-        try destination.program.waitForEnd(seconds: 30)
+        #expect(try liar.waitForEnd(seconds: 60) == .exited(status: 80))
+        try liar.errors.wait(for: "the source is qemu-7.2, --source says qemu-10.0", seconds: 30)
+        try destination.program.waitForEnd(seconds: 60)
 
         let dead = run.directory.file("dead")
         let listener = try StreamSocket.listen(at: .unix(path: dead))
@@ -90,7 +90,7 @@ struct BridgeTests {
         _ = try StreamSocket.accept(from: listener)
         answer = try source.waitForMigration()
         #expect(answer.status == "failed" && answer.runState == "running", "\(answer)")
-        #expect(try broken.waitForEnd(seconds: 30) == .exited(status: 80), "\(broken.errors.tail)")
+        #expect(try broken.waitForEnd(seconds: 60) == .exited(status: 80), "\(broken.errors.tail)")
 
         let to = run.directory.file("again")
         let taker = try PeerMachine(kind, in: run, disk: nil, name: "taker", incoming: "unix:\(to)", guest: [])
@@ -124,11 +124,11 @@ struct BridgeTests {
             try waitForSocket(from)
             let answer = try source.migrate(to: "unix:\(from)", returnPath: true)
             #expect(answer.status == "failed" && answer.runState == "running", "\(answer)")
-            #expect(try bridge.waitForEnd(seconds: 30) == .exited(status: 80))
-            try bridge.errors.wait(for: words, seconds: 10)
-            try destination.program.waitForEnd(seconds: 30)
+            #expect(try bridge.waitForEnd(seconds: 60) == .exited(status: 80))
+            try bridge.errors.wait(for: words, seconds: 30)
+            try destination.program.waitForEnd(seconds: 60)
             source.program.output.skipToEnd()
-            try source.program.wait(for: "TICK ", seconds: 30)
+            try source.program.wait(for: "TICK ", seconds: 60)
         }
     }
 

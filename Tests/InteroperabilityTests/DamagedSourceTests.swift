@@ -83,21 +83,21 @@ struct DamagedSourceTests {
                 let answer = try stock.waitForMigration()
                 if damager.isComplete {
                     #expect(index > 8 && answer.hasLeft, "\(answer)")
-                    try receiver.wait(for: "tick ", seconds: 30)
+                    try receiver.wait(for: "tick ", seconds: 60)
                     try receiver.type("p")
-                    let statistics = try HeartbeatStatistics(receiver.wait(for: "stats ", seconds: 30))
+                    let statistics = try HeartbeatStatistics(receiver.wait(for: "stats ", seconds: 60))
                     #expect(statistics.bad == 0 && statistics.rounds > 0)
                     return
                 }
                 let name = damager.section?.header.name ?? "?"
                 #expect(answer.status == "failed" && answer.runState == "running", "\(what), \(name): \(answer)")
-                let end = try receiver.waitForEnd(seconds: 30)
+                let end = try receiver.waitForEnd(seconds: 60)
                 #expect([.exited(status: 65), .exited(status: 84)].contains(end), "\(what), \(name): \(end)")
-                try? receiver.errors.wait(seconds: 5, what: "its end") { _ in nil as Void? }
+                try? receiver.errors.wait(seconds: 30, what: "its end") { _ in nil as Void? }
                 #expect(receiver.errors.text.contains(name), "\(what), \(name): \(receiver.errors.text)")
                 #expect(!receiver.output.text.contains("tick"), "\(what), \(name)")
                 stock.program.output.skipToEnd()
-                try stock.program.wait(for: "tick ", seconds: 30)
+                try stock.program.wait(for: "tick ", seconds: 60)
             }
             index += 1
         }

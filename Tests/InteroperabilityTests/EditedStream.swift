@@ -40,6 +40,8 @@ struct EditedStream {
     var ram: RAMDamage?
     /// Written behind the end.
     var description: VMDescription
+    /// Sources need not send one.
+    var isDescribed = true
 
     /// What can be wrong with section ram.
     enum RAMDamage: CaseIterable, Sendable {
@@ -68,7 +70,7 @@ struct EditedStream {
             if index != withoutFooter { writer.endSection(id: section.header.id) }
         }
         writer.writeEndOfStream()
-        writer.writeDescription(description.json)
+        if isDescribed { writer.writeDescription(description.json) }
         return writer.bytes
     }
 

@@ -19,7 +19,7 @@ struct ImageLockTests {
                 "-monitor", "none", "-drive",
                 "if=none,id=d,format=raw,file=\(disk),readonly=\(readOnly ? "on" : "off")", "-device",
                 "virtio-blk-device,drive=d",
-            ], name: "QEMU", limitSeconds: 60)
+            ], name: "QEMU", limitSeconds: 180)
     }
 
     private func ours(_ run: MonitorRun, _ disk: String, readOnly: Bool) throws -> RunningProgram {
@@ -35,27 +35,27 @@ struct ImageLockTests {
             let both = first && second
             do {
                 let here = try ours(run, disk, readOnly: first)
-                try here.wait(for: "tick 1 ", seconds: 30)
+                try here.wait(for: "tick 1 ", seconds: 60)
                 let there = try stock(kind, disk, readOnly: second)
                 if both {
-                    try there.wait(for: "tick 1 ", seconds: 30)
+                    try there.wait(for: "tick 1 ", seconds: 60)
                 } else {
-                    #expect(try there.waitForEnd(seconds: 30) == .exited(status: 1), "\(what), ours first")
-                    try there.errors.wait(for: "lock", seconds: 10)
+                    #expect(try there.waitForEnd(seconds: 60) == .exited(status: 1), "\(what), ours first")
+                    try there.errors.wait(for: "lock", seconds: 30)
                 }
                 try here.type("q")
-                try here.waitForEnd(seconds: 30)
+                try here.waitForEnd(seconds: 60)
             }
             do {
                 let there = try stock(kind, disk, readOnly: first)
-                try there.wait(for: "tick 1 ", seconds: 30)
+                try there.wait(for: "tick 1 ", seconds: 60)
                 let here = try ours(run, disk, readOnly: second)
                 if both {
-                    try here.wait(for: "tick 1 ", seconds: 30)
+                    try here.wait(for: "tick 1 ", seconds: 60)
                 } else {
-                    #expect(try here.waitForEnd(seconds: 30) == .exited(status: 65), "\(what), QEMU first")
+                    #expect(try here.waitForEnd(seconds: 60) == .exited(status: 65), "\(what), QEMU first")
                     // It names who has it.
-                    let line = try here.errors.wait(for: "is in use by ", seconds: 10)
+                    let line = try here.errors.wait(for: "is in use by ", seconds: 30)
                     #expect(line.contains(kind.release == "11.1" ? "ld-linux" : "qemu-system-ris"), "\(line)")
                 }
             }
@@ -72,15 +72,15 @@ struct ImageLockTests {
         for round in 0..<2 {
             let (here, answer) = try crossing.takeIn(stock, by: .unix, "in\(round)")
             #expect(answer.hasLeft, "\(answer) \(here.errors.tail)")
-            try here.wait(for: "tick ", seconds: 30)
+            try here.wait(for: "tick ", seconds: 60)
             // A third one gets it from neither, and QEMU, which still has it open, cannot take it back.
-            #expect(try self.stock(kind, disk, readOnly: true).waitForEnd(seconds: 30) == .exited(status: 1))
+            #expect(try self.stock(kind, disk, readOnly: true).waitForEnd(seconds: 60) == .exited(status: 1))
             #expect(throws: (any Error).self) { try stock.command("cont") }
             try stock.quit()
             stock = try crossing.giveBack(kind, by: .unix, "out\(round)")
-            try stock.program.wait(for: "tick ", seconds: 30)
+            try stock.program.wait(for: "tick ", seconds: 60)
             let third = try run.heartbeat(["--disk", "path=\(disk)"], name: "third")
-            #expect(try third.waitForEnd(seconds: 30) == .exited(status: 65))
+            #expect(try third.waitForEnd(seconds: 60) == .exited(status: 65))
         }
     }
 }

@@ -16,9 +16,9 @@ struct LiveGuest {
 
     /// Waits for the shell of a guest that boots, and makes it busy.
     init(booting program: RunningProgram) throws {
-        try program.wait(for: "~ # ", seconds: 180, partial: true)
+        try program.wait(for: "~ # ", seconds: 240, partial: true)
         try program.type(Self.preparation)
-        try program.wait(for: "prepared 2", seconds: 60)
+        try program.wait(for: "prepared 2", seconds: 120)
     }
 
     /// Prints the time since boot, and that all is as it was.
@@ -27,7 +27,7 @@ struct LiveGuest {
             + "a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); "
             + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && [ $(wc -l </mnt/rounds) = \(round) ] "
             + "&& ! grep -qi -e bad -e wrong -e mismatch /tmp/m && [ $(grep -c Running /tmp/jobs) = 2 ] "
-            + "&& echo same $((\(round) + 0)) $(cut -d' ' -f1 /proc/uptime) end || echo differs $a $b $x $(cat /mnt/rounds /tmp/jobs /tmp/m)\n"
+            + "&& echo sa''me $((\(round) + 0)) $(cut -d' ' -f1 /proc/uptime) end || echo dif''fers $a $b $x $(cat /mnt/rounds /tmp/jobs /tmp/m)\n"
     }
 
     /// Asks the guest, by the console of whoever has it now.
@@ -39,7 +39,7 @@ struct LiveGuest {
         try program.type(Self.question(round))
         let line: String
         do {
-            line = try program.output.wait(seconds: 90, what: "the answer of round \(round)") { line in
+            line = try program.output.wait(seconds: 120, what: "the answer of round \(round)") { line in
                 line.hasPrefix("same \(round) ") && line.hasSuffix(" end") || line.hasPrefix("differs") ? line : nil
             }
         } catch {
@@ -58,7 +58,7 @@ struct LiveGuest {
     /// Unmounts and powers off.
     static func end(_ program: RunningProgram) throws {
         try program.type(finish)
-        try program.wait(for: "unmounted 2", seconds: 60)
-        try program.waitForEnd(seconds: 60)
+        try program.wait(for: "unmounted 2", seconds: 120)
+        try program.waitForEnd(seconds: 120)
     }
 }

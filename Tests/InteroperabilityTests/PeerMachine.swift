@@ -3,12 +3,13 @@ import MonitorClient
 import ProcessTestKit
 import QMPProtocol
 
-/// As ``StockMachine``, with one QMP connection for all its life. A stock QEMU with Debian's kernel or waiting for a guest: default processor, console on its standard input and output,
-/// a disk on a raw image, entropy.
+/// A stock QEMU with Debian's kernel or waiting for a guest: default processor, console on its standard input and output, a disk
+/// on a raw image, entropy. One QMP connection for all its life.
 final class PeerMachine {
     let kind: StockKind
     let program: RunningProgram
-    private let monitor: QMPConnection
+    private let monitorPath: String
+    private var connection: QMPConnection?
 
     /// What became of a migration.
     struct Answer: CustomStringConvertible {
@@ -27,23 +28,34 @@ final class PeerMachine {
     ///   - words: For the kernel's command line.
     ///   - guest: Instead of Debian's kernel and all that goes with it.
     ///   - descriptors: For `fd:`.
+    ///   - sharesMemory: All of its memory lies in memory files (mode cpr-transfer).
+    ///   - sharedFile: Its RAM is this file, by its name (capability x-ignore-shared).
+    ///   - cpr: With `incoming`: a path where those files come first; the monitor is opened after they have come.
     init(
         _ kind: StockKind, in run: MonitorRun, disk: String?, name: String, incoming: String? = nil,
-        words: String = "notick", guest: [String]? = nil, descriptors: [CInt: OwnedDescriptor] = [:]
+        words: String = "notick", guest: [String]? = nil, descriptors: [CInt: OwnedDescriptor] = [:],
+        sharesMemory: Bool = false, sharedFile: String? = nil, cpr: String? = nil
     ) throws {
         self.kind = kind
-        let path = run.directory.file("\(name).qmp")
+        monitorPath = run.directory.file("\(name).qmp")
+        let backend = sharesMemory || sharedFile != nil ? ",memory-backend=\(Self.ram)" : ""
         var arguments = [
-            "-M", "virt", "-m", guest == nil ? "256M" : "64M", "-smp", "\(kind.harts)", "-accel", "tcg", "-nic", "none",
+            "-M", "virt" + backend + (sharesMemory ? ",aux-ram-share=on" : ""), "-m",
+            guest == nil ? "256M" : "64M", "-smp", "\(kind.harts)", "-accel", "tcg", "-nic", "none",
             "-display", "none", "-serial", "stdio", "-monitor", "none", "-global",
-            "virtio-mmio.force-legacy=\(kind.isLegacy)", "-qmp", "unix:\(path),server=on,wait=off",
+            "virtio-mmio.force-legacy=\(kind.isLegacy)", "-qmp", "unix:\(monitorPath),server=on,wait=off",
         ]
+        if sharesMemory { arguments += ["-object", "memory-backend-memfd,id=\(Self.ram),size=256M,share=on"] }
+        if let sharedFile {
+            arguments += ["-object", "memory-backend-file,id=\(Self.ram),size=256M,share=on,mem-path=\(sharedFile)"]
+        }
         // In the order of ours: disk, then entropy.
         if let disk {
             arguments += ["-drive", "if=none,id=d,format=raw,file=\(disk)", "-device"]
             arguments.append("virtio-blk-device,drive=d" + (kind.queueSize.map { ",queue-size=\($0)" } ?? ""))
         }
         if kind.hasEntropy { arguments += ["-device", "virtio-rng-device"] }
+        if let cpr { arguments += ["-incoming", Self.channel("cpr", cpr).json] }
         if let incoming {
             arguments += ["-incoming", incoming]
         } else {
@@ -56,8 +68,21 @@ final class PeerMachine {
         program = try RunningProgram(
             kind.program, arguments, name: "QEMU \(kind.release) (\(name))",
             descriptors: descriptors, limitSeconds: 900)
+        if cpr == nil { _ = try monitor() }
+    }
+
+    private static let ram = "riscv_virt_board.ram"
+
+    private static func channel(_ type: String, _ path: String) -> JSONValue {
+        ["channel-type": .string(type), "addr": ["transport": "socket", "type": "unix", "path": .string(path)]]
+    }
+
+    private func monitor() throws -> QMPConnection {
+        if let connection { return connection }
         do {
-            monitor = try QMPConnection(try Self.connect(path), timeoutMilliseconds: 30_000)
+            let opened = try QMPConnection(try Self.connect(monitorPath), timeoutMilliseconds: 30_000)
+            connection = opened
+            return opened
         } catch {
             throw ExpectationError.failed(command: kind.program, end: "\(error)", output: program.errors.tail)
         }
@@ -76,14 +101,14 @@ final class PeerMachine {
 
     /// Gives the program a descriptor, for `fd:NAME`.
     func pass(_ descriptor: OwnedDescriptor, as name: String) throws {
-        do { _ = try monitor.run("getfd", ["fdname": .string(name)], descriptors: [descriptor]) } catch {
+        do { _ = try monitor().run("getfd", ["fdname": .string(name)], descriptors: [descriptor]) } catch {
             throw ExpectationError.failed(command: "getfd", end: "\(error)", output: program.errors.tail)
         }
     }
 
     /// Waits until a guest that comes in runs.
     func waitUntilRunning() throws {
-        let deadline = ContinuousClock.now + .seconds(60)
+        let deadline = ContinuousClock.now + .seconds(120)
         while try runState != "running" {
             guard ContinuousClock.now < deadline else {
                 throw ExpectationError.failed(command: "incoming", end: try runState, output: program.errors.tail)
@@ -94,7 +119,7 @@ final class PeerMachine {
 
     @discardableResult
     func command(_ name: String, _ arguments: JSONObject = [:]) throws -> JSONValue {
-        do { return try monitor.run(name, arguments) } catch {
+        do { return try monitor().run(name, arguments) } catch {
             throw ExpectationError.failed(command: name, end: "\(error)", output: program.errors.tail)
         }
     }
@@ -108,16 +133,14 @@ final class PeerMachine {
 
     /// Begins to send the guest away, with a return path when the channel has one.
     func startMigration(to uri: String, returnPath: Bool) throws {
-        try command(
-            "migrate-set-capabilities",
-            ["capabilities": [["capability": "return-path", "state": .bool(returnPath)]]])
+        try setCapabilities(["return-path": returnPath])
         try command("migrate-set-parameters", ["max-bandwidth": 10_000_000_000])
         try command("migrate", ["uri": .string(uri)])
     }
 
     /// Waits until QEMU says what became of its guest.
     func waitForMigration() throws -> Answer {
-        let deadline = ContinuousClock.now + .seconds(60)
+        let deadline = ContinuousClock.now + .seconds(120)
         while true {
             let migration = try command("query-migrate")
             let status = migration["status"]?.stringValue ?? "none"
@@ -137,6 +160,41 @@ final class PeerMachine {
         return try waitForMigration()
     }
 
+    /// Sends the guest away with its memory by descriptor.
+    func migrate(main: String, cpr: String, returnPath: Bool = true) throws -> Answer {
+        try setCapabilities(["return-path": returnPath])
+        try command("migrate-set-parameters", ["mode": "cpr-transfer"])
+        try command("migrate", ["channels": [Self.channel("main", main), Self.channel("cpr", cpr)]])
+        return try waitForMigration()
+    }
+
+    /// The same with RAM that both ends have by name.
+    func migrateState(to uri: String) throws -> Answer {
+        try setCapabilities(["x-ignore-shared": true, "return-path": true])
+        try command("migrate", ["uri": .string(uri)])
+        return try waitForMigration()
+    }
+
+    func setCapabilities(_ states: [String: Bool]) throws {
+        let list: [JSONValue] = states.map { ["capability": .string($0.key), "state": .bool($0.value)] }
+        try command("migrate-set-capabilities", ["capabilities": .array(list)])
+    }
+
+    /// Waits until its migration, out or in, is in a state.
+    func waitForMigration(_ wanted: String) throws {
+        let deadline = ContinuousClock.now + .seconds(120)
+        while true {
+            let answer = try command("query-migrate")
+            let status = answer["status"]?.stringValue ?? "none"
+            if status == wanted { return }
+            guard status != "failed", ContinuousClock.now < deadline else {
+                throw ExpectationError.failed(
+                    command: "up to \(wanted)", end: answer.json, output: program.errors.tail)
+            }
+            try HostTools.need("sleep", ["0.02"])
+        }
+    }
+
     /// Where it waits for a guest over TCP.
     func incomingPort() throws -> Int {
         let address = try command("query-migrate")["socket-address"]?.arrayValue?.first
@@ -149,7 +207,21 @@ final class PeerMachine {
     }
 }
 
-/// Waits until somebody listens there.
+/// Waits until somebody listens there: a socket's name is there an instant before, and whoever connects then is refused.
+///
+/// Source of the columns: proc_pid_net(5); flag 0x10000 is `SO_ACCEPTCON`.
 func waitForSocket(_ path: String) throws {
-    try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 60)
+    let deadline = ContinuousClock.now + .seconds(60)
+    while true {
+        let table = String(decoding: try FileNames.contents(of: "/proc/net/unix"), as: UTF8.self)
+        let isHere = table.split(separator: "\n").contains { line in
+            let words = line.split(separator: " ", omittingEmptySubsequences: true)
+            return words.count == 8 && words[3] == "00010000" && words[7] == path
+        }
+        if isHere { return }
+        guard ContinuousClock.now < deadline else {
+            throw ExpectationError.failed(command: "listen at \(path)", end: "nobody does", output: "")
+        }
+        try HostTools.need("sleep", ["0.02"])
+    }
 }

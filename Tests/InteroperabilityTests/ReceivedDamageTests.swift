@@ -29,15 +29,28 @@ struct ReceivedDamageTests {
             let file = try run.directory.write(bytes, to: "stream")
             return try RunningProgram(
                 Checkout.tool, ["receive", "guest", "file:\(file)"] + arguments, name: "sidestep",
-                environment: run.environment, limitSeconds: 60)
+                environment: run.environment, limitSeconds: 180)
+        }
+
+        /// It is taken, and the guest is paused as it was.
+        func expectWhole(_ bytes: [UInt8]) throws {
+            let program = try start(bytes)
+            var text = ""
+            for _ in 0..<300 where !text.contains("guest is paused") {
+                try HostTools.need("sleep", ["0.1"])
+                text = try run.command(["status", "guest"]).output
+            }
+            #expect(text.contains("guest is paused"), "\(text) \(program.errors.text)")
+            #expect(try run.command(["stop", "guest"]).end == .exited(status: 0))
+            try program.waitForEnd(seconds: 60)
         }
 
         /// Nothing is started, and what is said has the words, and what to do behind a semicolon or a colon.
         func expectRefusal(_ bytes: [UInt8], _ what: String, _ words: String...) throws {
             let program = try start(bytes)
             // Ends by itself, and with this status only when nothing ran.
-            let end = try program.waitForEnd(seconds: 30)
-            try? program.errors.wait(seconds: 5, what: "its end") { _ in nil as Void? }
+            let end = try program.waitForEnd(seconds: 60)
+            try? program.errors.wait(seconds: 30, what: "its end") { _ in nil as Void? }
             let text = program.errors.text
             #expect(
                 [.exited(status: 65), .exited(status: 84)].contains(end), "\(captured.name): \(what): \(end) \(text)")
@@ -51,14 +64,7 @@ struct ReceivedDamageTests {
     @Test("a whole one is taken, and its guest stays paused when its source was stopped", arguments: streams)
     func whole(name: String) throws {
         let attempt = try Attempt(name)
-        let program = try attempt.start(EditedStream(attempt.captured).bytes)
-        var text = ""
-        for _ in 0..<100 where !text.contains("guest is paused") {
-            try HostTools.need("sleep", ["0.1"])
-            text = try attempt.run.command(["status", "guest"]).output
-        }
-        #expect(text.contains("guest is paused"), "\(text) \(program.errors.text)")
-        #expect(try attempt.run.command(["stop", "guest"]).end == .exited(status: 0))
+        try attempt.expectWhole(EditedStream(attempt.captured).bytes)
     }
 
     @Test(
@@ -92,6 +98,30 @@ struct ReceivedDamageTests {
                 Array(edited.bytes.dropLast(edited.tailByteCount + 1)), "cut in \(section.name)",
                 section.header.name)
         }
+    }
+
+    @Test("a device that the guest uses is missed even where the source describes nothing")
+    func undescribed() throws {
+        let attempt = try Attempt("booted-modern-10.0")
+        var whole = EditedStream(attempt.captured)
+        whole.isDescribed = false
+        var count = 0
+        for (index, section) in whole.sections.enumerated() where section.header.name.hasPrefix("virtio-mmio@") {
+            // DRIVER_OK.
+            guard section.body[12] & 4 != 0 else { continue }
+            count += 1
+            var edited = whole
+            edited.sections.remove(at: index)
+            if section.header.name.hasSuffix("/virtio-blk") {
+                // An image without a disk is refused in any case.
+                try attempt.expectRefusal(edited.bytes, "without \(section.name), undescribed", "disk")
+            } else {
+                try attempt.expectRefusal(
+                    edited.bytes, "without \(section.name), undescribed", "no section of the virtio device in slot")
+            }
+        }
+        #expect(count > 0, "a guest that uses none shows nothing")
+        try attempt.expectWhole(whole.bytes)
     }
 
     @Test("another machine, RAM of another size or of a device, a damaged section ram", arguments: streams)

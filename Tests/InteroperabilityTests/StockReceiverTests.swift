@@ -14,15 +14,15 @@ private final class StockReceiver {
             arguments + [
                 "-S", "-accel", "tcg", "-display", "none", "-serial", "none", "-monitor", "none", "-qmp", "stdio",
                 "-incoming", "exec:cat \(stream)",
-            ], limitSeconds: 60)
-        try program.wait(for: "\"QMP\"", seconds: 30)
+            ], limitSeconds: 180)
+        try program.wait(for: "\"QMP\"", seconds: 60)
         try command("qmp_capabilities")
     }
 
     @discardableResult func command(_ name: String, _ arguments: String = "{}") throws -> String {
         try program.type("{\"execute\": \"\(name)\", \"arguments\": \(arguments)}\n")
         do {
-            return try program.output.wait(seconds: 30, what: "an answer to \(name)") { line in
+            return try program.output.wait(seconds: 60, what: "an answer to \(name)") { line in
                 line.contains("\"return\"") || line.contains("\"error\"") ? line : nil
             }
         } catch {
@@ -32,7 +32,7 @@ private final class StockReceiver {
 
     /// Waits until a migration has come to an end, in or out.
     func waitForMigration() throws {
-        let deadline = ContinuousClock.now + .seconds(30)
+        let deadline = ContinuousClock.now + .seconds(60)
         while true {
             let status = try command("query-migrate")
             if status.contains("\"completed\"") { return }
@@ -137,7 +137,7 @@ struct StockReceiverTests {
         try receiver.command("migrate", "{\"uri\": \"exec:cat >\(output)\"}")
         try receiver.waitForMigration()
         try receiver.command("quit")
-        try receiver.program.waitForEnd(seconds: 30)
+        try receiver.program.waitForEnd(seconds: 60)
         var again = try Self.analyse(output)
         again.configuration = nil
         again.isComplete = false

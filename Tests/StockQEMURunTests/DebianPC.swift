@@ -31,7 +31,7 @@ enum DebianPC {
                 + "a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); jobs >/tmp/j; "
                 + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && [ $(wc -l </mnt/rounds) = \(round) ] "
                 + "&& ! grep -qi bad /tmp/m && [ $(grep -c Running /tmp/j) -ge 2 ] "
-                + "&& echo same \(round) $(cut -d' ' -f1 /proc/uptime) $((1 + 1)) || echo differs $(jobs) $(cat /tmp/m)\n"
+                + "&& echo sa''me \(round) $(cut -d' ' -f1 /proc/uptime) $((1 + 1)) || echo dif''fers $(jobs) $(cat /tmp/m)\n"
         )
         let line = try console.output.wait(seconds: 120, what: "the answer of round \(round)") { line in
             line.hasPrefix("same \(round) ") && line.hasSuffix(" 2") || line.hasPrefix("differs") ? line : nil

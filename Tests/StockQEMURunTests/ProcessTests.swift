@@ -64,19 +64,20 @@ struct ProcessTests {
         #expect(try guest.status() == "running")
 
         let before = try guest.runner()
-        let keeping = try guest.startTool(guest.upgradeArguments(to: ten, ["--keep-source-paused", "3"]))
+        let keeping = try guest.startTool(guest.upgradeArguments(to: ten, ["--keep-source-paused", "8"]))
         try keeping.errors.wait(for: "keeping the old process", seconds: 60)
         #expect(guest.processes().count == 2)
         let runner = try guest.runner()
         #expect(try runner != before && guest.status() == "running")
         #expect(try StockGuest.locks(runner, disk.path) && !StockGuest.locks(before, disk.path))
-        #expect(try keeping.waitForEnd(seconds: 30) == .exited(status: 0))
+        #expect(try keeping.waitForEnd(seconds: 60) == .exited(status: 0))
         #expect(guest.processes().map(\.identifier) == [runner])
     }
 
     @Test("a TCP port never refuses a connection, its client stays, the pid file and a daemon's paths are its own")
     func names() throws {
-        let port = 20000 + Int.random(in: 0..<20000)
+        // Below those that the kernel gives to whoever connects.
+        let port = 20000 + Int.random(in: 0..<12000)
         let guest = try guest(
             [
                 "-chardev", "socket,id=t,host=127.0.0.1,port=\(port),server=on,wait=off", "-device",
@@ -103,7 +104,7 @@ struct ProcessTests {
                 ProcessSignal.sleep(milliseconds: 5)
             }
             #expect(connections > 5)
-            let answer = try guest.answer(upgrade, upgrade.waitForEnd(seconds: 10))
+            let answer = try guest.answer(upgrade, upgrade.waitForEnd(seconds: 30))
             #expect(answer.isMoved, "\(answer.errors)")
             #expect(answer.notes.contains { $0.contains("t: its client stays connected") }, "\(answer.notes)")
             let pid = String(decoding: try FileNames.contents(of: directory.file("pid")), as: UTF8.self)
@@ -150,20 +151,20 @@ struct ProcessTests {
         for _ in 1...2 {
             let answer = try service.upgrade(to: ten)
             #expect(answer.isMoved, "\(answer.errors)")
-            try mailbox.wait(for: "MAINPID=\(answer.newProcess)", seconds: 10)
+            try mailbox.wait(for: "MAINPID=\(answer.newProcess)", seconds: 30)
             let members = String(decoding: try FileNames.contents(of: "\(group)/cgroup.procs"), as: UTF8.self)
             #expect(members == "\(answer.newProcess)\n")
         }
         // A unit that takes no messages and reads no pid file would take the move for the guest's end.
         kill(try service.runner(), SIGKILL)
-        waitUntil(seconds: 10) { service.processes().isEmpty }
+        waitUntil(seconds: 60) { service.processes().isEmpty }
         try HostTools.need("sh", ["-c", "rm -f \(directory.file("*.sock"))"])
         let deaf = try StockGuest(
             seven, FirmwarePC.arguments(), in: directory, wrapper: ["/bin/sh", "-ec", start, "sh"])
         let refused = try deaf.upgrade(to: ten)
         #expect(refused.end == .exited(status: 65) && refused.errors.contains("NotifyAccess=all"), "\(refused.errors)")
         kill(try deaf.runner(), SIGKILL)
-        waitUntil(seconds: 10) { deaf.processes().isEmpty }
+        waitUntil(seconds: 60) { deaf.processes().isEmpty }
     }
 
     @Test("memory that is not free is not begun with")

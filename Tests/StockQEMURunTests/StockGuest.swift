@@ -56,6 +56,7 @@ final class StockGuest {
     deinit {
         // Successors are nobody's children: they are known by what they were started with.
         for process in processes() { kill(process.identifier, SIGKILL) }
+        waitUntil(seconds: 30) { processes().isEmpty }
     }
 
     /// All QEMUs that ever had this guest and still are.
@@ -69,10 +70,10 @@ final class StockGuest {
         }
     }
 
-    /// The new process that an upgrade has started; nil when there is none within five seconds.
+    /// The new process that an upgrade has started; nil when there is none within half a minute.
     func successor(of upgrade: RunningProgram) -> CInt? {
         var found: CInt?
-        waitUntil(seconds: 5) {
+        waitUntil(seconds: 30) {
             found = processes().map(\.identifier).first { process in
                 let stat = (try? FileNames.contents(of: "/proc/\(process)/stat")).map {
                     String(decoding: $0, as: UTF8.self)
@@ -87,9 +88,19 @@ final class StockGuest {
     }
 
     /// The process that serves the QMP socket under its old name.
+    ///
+    /// QEMU keeps few waiting while it serves somebody, such as a guard that is about to go: then it is asked again.
     func runner() throws -> CInt {
-        try StreamSocket.peerCredentials(of: try StreamSocket.connect(to: .unix(path: monitorPath), waits: false))
-            .process
+        func ask() throws(SystemCallError) -> CInt {
+            try StreamSocket.peerCredentials(of: try StreamSocket.connect(to: .unix(path: monitorPath), waits: false))
+                .process
+        }
+        var found: CInt?
+        waitUntil(seconds: 30) {
+            do throws(SystemCallError) { found = try ask() } catch { return error.errno != .wouldBlock }
+            return true
+        }
+        return try found ?? ask()
     }
 
     /// A QMP connection of the moment.
@@ -129,14 +140,14 @@ final class StockGuest {
     }
 
     func answer(_ program: RunningProgram, _ end: ProcessEnd) throws -> Answer {
-        try? program.output.wait(seconds: 5, what: "its end") { _ in nil as Void? }
-        try? program.errors.wait(seconds: 5, what: "its end") { _ in nil as Void? }
+        try? program.output.wait(seconds: 30, what: "its end") { _ in nil as Void? }
+        try? program.errors.wait(seconds: 30, what: "its end") { _ in nil as Void? }
         return Answer(
             end: end, json: (try? JSONValue.parse(program.output.text)) ?? .null, errors: program.errors.text)
     }
 
     /// Waits for the end of a tool that was started, and answers how it ended and what it had to say.
-    func end(_ program: RunningProgram, seconds: Double = 60) throws -> Answer {
+    func end(_ program: RunningProgram, seconds: Double = 120) throws -> Answer {
         try answer(program, program.waitForEnd(seconds: seconds))
     }
 
@@ -150,7 +161,7 @@ final class StockGuest {
         let program = try startTool(
             upgradeArguments(to: binary, more), environment: ["SIDESTEP_QEMU_FAULT": step])
         let process = ProcessFiles(program.process.processIdentifier)
-        for _ in 0..<6000 {
+        for _ in 0..<12000 {
             let state = try? process.state()
             if state == "T" { return program }
             if state == "Z" || state == nil { break }
@@ -174,9 +185,7 @@ final class StockGuest {
 
     /// Private directories that were left behind.
     func leftovers() throws -> [String] {
-        try (FileNames.entries(of: directory.path) + FileNames.entries(of: "/tmp").filter { _ in false }).filter {
-            $0.hasPrefix(".sidestep-")
-        }
+        try FileNames.entries(of: directory.path).filter { $0.hasPrefix(".sidestep-") }
     }
 }
 
@@ -188,7 +197,7 @@ final class Console {
     /// Connects; a socket whose name is there listens an instant later.
     init(_ path: String) throws {
         var connected: OwnedDescriptor?
-        waitUntil(seconds: 10) {
+        waitUntil(seconds: 60) {
             connected = try? StreamSocket.connect(to: .unix(path: path))
             return connected != nil
         }

@@ -31,7 +31,7 @@ struct StrategyTests {
 
     private func finish(_ guest: StockGuest, _ disk: TestDisk) throws {
         try DebianPC.finish(guest.console)
-        waitUntil(seconds: 60) { guest.processes().isEmpty }
+        waitUntil(seconds: 120) { guest.processes().isEmpty }
         #expect(try disk.isClean())
         #expect(try disk.holdsWhatTheGuestWrote())
     }
@@ -95,7 +95,7 @@ struct StrategyTests {
                 #expect(answer.end == .exited(status: 80), "\(answer.errors)")
             }
             // The guard ends the new process first, and gives the names back then.
-            try waitUntil(seconds: 10) {
+            try waitUntil(seconds: 60) {
                 try guest.leftovers().isEmpty && guest.processes().count == 1 && (try? guest.runner()) == runner
             }
             #expect(try guest.runner() == runner)
@@ -105,7 +105,7 @@ struct StrategyTests {
         // Afterwards there is none, and what was begun is ended by the guard.
         let upgrade = try guest.stoppedUpgrade(at: "moving", to: ten, ["--strategy", "postcopy"])
         upgrade.process.kill()
-        try waitUntil(seconds: 10) { try guest.leftovers().isEmpty && guest.processes().count == 1 }
+        try waitUntil(seconds: 60) { try guest.leftovers().isEmpty && guest.processes().count == 1 }
         #expect(guest.processes().count == 1)
         try guest.reconnect()
         #expect(try guest.console.ask("[ $x = kept ] && ! grep -qi bad /tmp/m").hasSuffix(" 0"))

@@ -1,4 +1,5 @@
 package import GuestMemory
+import PlatformDevices
 import RISCVProcessor
 package import ComponentState
 
@@ -121,5 +122,30 @@ extension VirtMachine {
     /// Which virtio slot is at an address; nil for none.
     package static func virtioSlot(at address: UInt64) -> Int? {
         (0..<VirtMemoryMap.virtioSlotCount).first { VirtMemoryMap.virtioAddress(slot: $0) == address }
+    }
+
+    /// Virtio slots whose interrupt is enabled, by the section `riscv_sifive_plic`: a driver uses the device there.
+    ///
+    /// Its words: a priority for each source, a threshold for each context, pending and claimed bits, and enabled bits for each
+    /// context.
+    package static func virtioSlots(enabledIn section: [UInt8]) -> [Int] {
+        let bitWords = PLIC.sourceCount / 32
+        let fixed = PLIC.sourceCount + 2 * bitWords
+        let words = section.count / 4
+        guard words > fixed else { return [] }
+        let contexts = (words - fixed) / (1 + bitWords)
+        return (0..<VirtMemoryMap.virtioSlotCount).filter { slot in
+            let source = VirtMemoryMap.firstVirtioInterrupt + slot
+            return (0..<contexts).contains { context in
+                let word = fixed + contexts + context * bitWords + source / 32
+                let value = section[(word * 4)..<(word * 4 + 4)].reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
+                return value >> UInt32(source % 32) & 1 != 0
+            }
+        }
+    }
+
+    /// The devices in virtio slots, each with the most entries that one of its queues has.
+    package var queueSizes: [(device: String, largest: Int)] {
+        slots.transports.filter(\.isOccupied).map { ($0.name, $0.largestQueueSize) }
     }
 }

@@ -19,6 +19,9 @@ package final class StreamArrival {
         /// What was received behind it.
         var rest: [UInt8]
 
+        /// The source has said what there is, and all of it has come.
+        package var isDescribed: Bool { description != nil }
+
         /// The stream without its pages, and then what the channel still brings.
         package func replay(over transport: any MigrationTransport) -> any MigrationTransport {
             let writer = StreamWriter()

@@ -38,12 +38,24 @@ package final class StreamRelay: Sendable {
 
     private let source: any MigrationTransport
     private let destination: any MigrationTransport
+    /// Shared memory may be listed and not sent (`x-ignore-shared`).
+    private let ignoresShared: Bool
     private let limits = StreamLimits()
     private let current = Mutex(Progress())
 
-    package init(from source: any MigrationTransport, to destination: any MigrationTransport) {
+    /// - Parameter ignoresShared: `x-ignore-shared` is on at both ends.
+    package init(
+        from source: any MigrationTransport, to destination: any MigrationTransport, ignoresShared: Bool = false
+    ) {
         self.source = source
         self.destination = destination
+        self.ignoresShared = ignoresShared
+    }
+
+    private var options: RAMStreamOptions {
+        var options = RAMSender.options(MigrationConfiguration())
+        options.ignoresShared = ignoresShared
+        return options
     }
 
     /// Any thread.
@@ -95,7 +107,7 @@ package final class StreamRelay: Sendable {
             input = StreamInput(transport: relay.source, capacity: 1 << 20)
             output = StreamOutput(transport: relay.destination)
             reader = StreamReader(limits: relay.limits)
-            decoder = RAMDecoder(takingAnyBlock: RAMSender.options(MigrationConfiguration()), limits: relay.limits)
+            decoder = RAMDecoder(takingAnyBlock: relay.options, limits: relay.limits)
         }
 
         func refuse() {
@@ -119,7 +131,8 @@ package final class StreamRelay: Sendable {
                 switch record {
                 case .header: output.writer.writeHeader()
                 case .configuration(let configuration):
-                    if let name = configuration.capabilities?.first {
+                    let passing = relay.ignoresShared ? [MigrationCapability.ignoreShared.rawValue] : []
+                    if let name = configuration.capabilities?.first(where: { !passing.contains($0) }) {
                         throw MigrationError(
                             .capabilityMismatch, in: .setup,
                             "\(name) is on at the source and cannot be bridged; switch it off there")
@@ -246,7 +259,7 @@ package final class StreamRelay: Sendable {
             }
             isDropped = decoder.blocks.map { rewriter.drops(block: $0.name) }
             relay.current.withLock { $0.ramByteCount = kept.reduce(0) { $0 + $1.byteCount } }
-            RAMEncoder(blocks: kept).writeBlockList(to: output.writer)
+            RAMEncoder(blocks: kept, options: relay.options).writeBlockList(to: output.writer)
         }
 
         private var isDropped: [Bool] = []

@@ -143,6 +143,7 @@ struct ArrivedMachine {
             devices.append(Device(slot: slot, name: String(parts[1]), section: section))
         }
         devices.sort { $0.slot > $1.slot }
+        try requireUsed(devices)
         if !given.virtio, let first = devices.first {
             configuration.virtio = Self.isModern(first.section) ? .modern : .legacy
         }
@@ -175,6 +176,20 @@ struct ArrivedMachine {
             default:
                 throw Refusal("no machine here has a device \(device.name); start the source without it")
             }
+        }
+    }
+
+    /// Where no self-description says what must come, the interrupt controller tells which devices a driver uses.
+    private func requireUsed(_ devices: [Device]) throws(Refusal) {
+        guard !contents.isDescribed,
+            let controller = contents.sections.first(where: { $0.header.name == "riscv_sifive_plic" })
+        else { return }
+        let here = Set(devices.map(\.slot))
+        let missing = VirtMachine.virtioSlots(enabledIn: controller.body).filter { !here.contains($0) }
+        guard missing.isEmpty else {
+            throw Refusal(
+                "the stream has no section of the virtio device in slot \(missing.map(String.init).joined(separator: ", ")), which "
+                    + "the guest uses; it is damaged, take it from the source again")
         }
     }
 

@@ -17,6 +17,12 @@ struct QueueSizes {
     private let device: String
     private let largest: Int
 
+    /// Of a machine of ours.
+    init(device: String, largest: Int) {
+        self.device = device
+        self.largest = largest
+    }
+
     /// Nil when the section is no virtio device's.
     init?(_ section: UnreadSection) {
         guard section.header.name.hasPrefix("virtio-mmio@"), let name = section.header.name.split(separator: "/").last

@@ -155,6 +155,12 @@ final class MigrationControl: @unchecked Sendable {
         if outcome == .guestMoved, let command = opened.command, let end = command.wait(), end != .exited(status: 0) {
             progress.notices.append("the command ended with \(end)")
         }
+        if outcome == .guestStayed, let error = progress.error {
+            let hints = supervisor.guest.startHints(for: configuration.layout)
+            if !hints.isEmpty, error.code != .cancelled {
+                progress.error?.message += "; \(hints.joined(separator: "; "))"
+            }
+        }
         let releases = configuration.has(.releaseRAM) && progress.hasLeft
         // What has run elsewhere in part is in no state to run here.
         let isStale = progress.hasLeft && outcome == .undecided

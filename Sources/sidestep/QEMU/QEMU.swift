@@ -42,6 +42,9 @@ struct QEMURequest: ParsableArguments {
     @Flag(help: "Go on even where libvirt started the guest.")
     var ignoreLibvirt = false
 
+    @Flag(help: "Take postcopy even where QEMU loses a riscv guest's timers by it.")
+    var ignoreTimers = false
+
     @OptionGroup var output: FormatOption
 
     func request(qmp: String?) throws -> ReplacementRequest {
@@ -53,7 +56,8 @@ struct QEMURequest: ParsableArguments {
             throw Refusal(.hostFailure, "/proc is not there")
         }
         var request = ReplacementRequest(
-            qmpPath: qmp, process: pid, binary: unsafe String(cString: program), guardProgram: own)
+            qmpPath: qmp, process: pid, binary: unsafe String(cString: program), guardProgram: own,
+            mender: MendedPassage.run)
         if strategy != "auto" {
             guard let wanted = ReplacementStrategy(rawValue: strategy) else {
                 throw Refusal(.usage, "--strategy: '\(strategy)' is none of auto, shared, cpr, postcopy, precopy")
@@ -66,6 +70,7 @@ struct QEMURequest: ParsableArguments {
         request.keepSourceSeconds = keepSourcePaused
         request.limitSeconds = limit
         request.ignoresLibvirt = ignoreLibvirt
+        request.ignoresTimers = ignoreTimers
         for text in settings {
             let parts = text.split(separator: " ", maxSplits: 1).map(String.init)
             do {

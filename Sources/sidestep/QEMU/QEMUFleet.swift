@@ -92,6 +92,7 @@ struct QEMUFleet {
         ]
         for setting in arguments.settings { words += ["--set", setting] }
         if arguments.ignoreLibvirt { words.append("--ignore-libvirt") }
+        if arguments.ignoreTimers { words.append("--ignore-timers") }
         let (ours, theirs) = try OwnedDescriptor.pipe()
         let own = try FileNames.target(of: "/proc/self/exe")
         return Running(
