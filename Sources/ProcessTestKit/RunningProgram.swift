@@ -129,6 +129,9 @@ package enum HostTools {
 
 /// Our environment variables.
 package enum Environment {
+    /// Of tests that have many kinds of one thing, `SIDESTEP_ONLY` runs those whose name contains it.
+    package static func isWanted(_ name: String) -> Bool { all["SIDESTEP_ONLY"].map { name.contains($0) } ?? true }
+
     package static let all: [String: String] = {
         var variables: [String: String] = [:]
         var entry = unsafe environ
