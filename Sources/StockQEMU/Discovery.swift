@@ -48,7 +48,7 @@ package struct Discovery {
                         + "if it has a second monitor")
             }
             if identifier == nil { identifier = (try? StreamSocket.peerCredentials(of: socket))?.process }
-            monitor = try? QMPConnection(socket, timeoutMilliseconds: 2000)
+            monitor = try? QMPConnection(socket, timeoutMilliseconds: 4000)
         }
         guard let identifier, identifier > 0 else {
             throw UpgradeFailure(.noSuchGuest, "whose socket it is cannot be told: name the process with --pid")
@@ -80,7 +80,7 @@ package struct Discovery {
             workingDirectory: directory)
         if monitor == nil {
             for path in Self.monitorPaths(facts) where path != qmpPath {
-                monitor = try? QMPConnection(path: path, timeoutMilliseconds: 2000, waits: false)
+                monitor = try? QMPConnection(path: path, timeoutMilliseconds: 4000, waits: false)
                 if monitor != nil { break }
             }
         }

@@ -27,6 +27,10 @@ package final class Replacement {
     var notes: [String]
     /// Passes the state, where it is mended on the way.
     var mendedState: MendedState?
+    private var guardProcess: ChildProcess?
+
+    /// How long a guard that is not needed any more is waited for.
+    private static let guardMillisecondsMax: CInt = 5000
 
     var discovery: Discovery { plan.discovery }
 
@@ -56,7 +60,11 @@ package final class Replacement {
         } catch {
             throw UpgradeFailure(.refused, "the upgrade cannot be prepared: \(error); nothing was changed")
         }
-        defer { ReplacementGuard.disarm(guarding) }
+        defer {
+            ReplacementGuard.disarm(guarding)
+            // Until it is gone it keeps the guest's monitor from others, such as the next upgrade.
+            _ = guardProcess?.wait(timeoutMilliseconds: Self.guardMillisecondsMax)
+        }
         do throws(SystemCallError) { try rescue.names.makeDirectories() } catch {
             rescue.names.removePrivate()
             throw UpgradeFailure(
@@ -167,7 +175,7 @@ package final class Replacement {
         let (ours, guards) = try StreamSocket.pair()
         let nothing = try OwnedDescriptor.open("/dev/null", flags: 2)
         let errors = try OwnedDescriptor.duplicate(of: 2)
-        _ = try ChildProcess(
+        guardProcess = try ChildProcess(
             path: request.guardProgram, arguments: ["qemu", "guard", "3"],
             descriptors: [0: nothing, 1: nothing, 2: errors, 3: guards], newSession: true)
         try ReplacementGuard.arm(rescue, token: token, over: ours)
