@@ -60,7 +60,8 @@ import Testing
         let stream = try CapturedStream(name)
         let section = try #require(stream.sections.first { $0.header.name == "cpu" })
         try decode(section.body, of: section, in: stream)
-        let range = try #require(place(use.fields, in: #require(section.device).content), "\(use)")
+        let content = try #require(section.device).content
+        let range = try #require(place(use.fields, in: content), "\(use)")
         var body = section.body
         // Big-endian; of an array the last word counts first.
         body[range.upperBound - 1 - use.bit / 8] ^= 1 << (use.bit % 8)
