@@ -32,9 +32,10 @@ final class MendedState: Sendable {
         }
     }
 
-    /// Why the state did not pass, once that is known; waits a moment for it.
+    /// Why the state did not pass, if that is known. The old process hears of it an instant before, and runs its guest on; so a
+    /// moment is waited.
     func failure() -> String? {
-        _ = try? isOver.waitUntilReady(for: 1, timeoutMilliseconds: 2000)
+        _ = try? isOver.waitUntilReady(for: 1, timeoutMilliseconds: 100)
         return outcome.withLock { $0 }
     }
 }
