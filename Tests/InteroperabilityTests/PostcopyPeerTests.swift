@@ -12,8 +12,8 @@ private enum BusyGuest {
         // Not `jobs | grep`: in a pipe the shell's jobs are not its own.
         "echo 3 >/proc/sys/vm/drop_caches; jobs >/tmp/jobs; a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); "
             + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && ! grep -qi -e bad -e wrong -e mismatch /tmp/m "
-            + "&& [ $(grep -c Running /tmp/jobs) = 1 ] && echo sa''me $((\(round) + 0)) end "
-            + "|| echo dif''fers $a $b $(cat /tmp/jobs /tmp/m)\n"
+            + "&& [ $(grep -c Running /tmp/jobs) = 1 ] && echo same $((\(round) + 0)) end "
+            + "|| echo differs $a $b $(cat /tmp/jobs /tmp/m)\n"
     }
     static let finish = "cd /; kill %1; umount /mnt && echo unmounted $((1 + 1)); poweroff -f\n"
 }
@@ -24,17 +24,34 @@ private enum BusyGuest {
     .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"),
     .enabled(if: Requirement.qemu.isMet, "\(Requirement.qemu)"))
 struct PostcopyPeerTests {
+    private static let postcopy =
+        #"{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [{"capability": "postcopy-ram", "state": true}]}}"#
+
     private func check(_ program: RunningProgram, round: Int) throws {
         program.output.skipToEnd()
         try program.type(BusyGuest.check(round))
-        let answer = try program.output.wait(seconds: 120, what: "the answer of round \(round)") { line in
+        let answer = try program.output.wait(seconds: 60, what: "the answer of round \(round)") { line in
             line.hasPrefix("same \(round) ") || line.hasPrefix("differs") ? line : nil
         }
         #expect(answer.hasPrefix("same"), "\(answer)")
     }
 
+    private func waitForSocket(_ path: String) throws {
+        try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 30)
+    }
+
+    private func waitFor(_ text: String, _ stock: StockMachine) throws {
+        let deadline = ContinuousClock.now + .seconds(60)
+        var answer = ""
+        while ContinuousClock.now < deadline {
+            answer = try stock.command(#"{"execute": "query-migrate"}"#)
+            if answer.contains("\"\(text)\"") { return }
+        }
+        Issue.record("QEMU does not come to \(text): \(answer)")
+    }
+
     private func waitFor(_ text: String, _ guest: String, _ run: MonitorRun) throws {
-        for _ in 0..<1200 {
+        for _ in 0..<600 {
             if try run.command(["status", guest]).output.contains(text) { return }
             _ = try HostTools.run("sleep", ["0.05"])
         }
@@ -54,13 +71,13 @@ struct PostcopyPeerTests {
             name: "source")
         try source.wait(for: "~ # ", seconds: 120, partial: true)
         try source.type(BusyGuest.prepare)
-        try source.wait(for: "prepared 2", seconds: 120)
+        try source.wait(for: "prepared 2", seconds: 60)
 
         // There: the source breaks the channel off.
         let there = run.directory.file("there")
-        let stock = try PeerMachine(kind, in: run, disk: disk.path, name: "stock", incoming: "defer")
-        try stock.setCapabilities(["postcopy-ram": true])
-        try stock.command("migrate-incoming", ["uri": .string("unix:\(there)")])
+        let stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock", incoming: "defer")
+        try stock.command(
+            Self.postcopy, #"{"execute": "migrate-incoming", "arguments": {"uri": "unix:\#(there)"}}"#)
         for (command, arguments) in [
             ("migrate-set-capabilities", #"{"capabilities": [{"capability": "postcopy-ram", "state": true}]}"#),
             ("migrate-set-parameters", #"{"max-bandwidth": 10000000, "max-postcopy-bandwidth": 5000000}"#),
@@ -71,13 +88,13 @@ struct PostcopyPeerTests {
         }
         try waitFor("postcopy-active", "source", run)
         #expect(try run.command(["qmp", "source", "migrate-pause"]).end == .exited(status: 0))
-        try stock.waitForMigration("postcopy-paused")
+        try waitFor("postcopy-paused", stock)
         let recovery = run.directory.file("recovery")
-        try stock.command("migrate-recover", ["uri": .string("unix:\(recovery)")])
+        try stock.command(#"{"execute": "migrate-recover", "arguments": {"uri": "unix:\#(recovery)"}}"#)
         try waitForSocket(recovery)
         let move = try run.command(["migrate", "source", "unix:\(recovery)", "--resume"])
         #expect(move.end == .exited(status: 0), "\(move.errors)")
-        try stock.waitForMigration("completed")
+        try waitFor("completed", stock)
         try check(stock.program, round: 1)
 
         // Back: the destination does.
@@ -87,28 +104,28 @@ struct PostcopyPeerTests {
             name: "destination")
         try waitForSocket(back)
         try stock.command(
-            "migrate-set-parameters", ["max-bandwidth": 10_000_000, "max-postcopy-bandwidth": 5_000_000])
-        try stock.command("migrate", ["uri": .string("unix:\(back)")])
-        try stock.waitForMigration("active")
-        try stock.command("migrate-start-postcopy")
+            #"{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 10000000, "max-postcopy-bandwidth": 5000000}}"#,
+            #"{"execute": "migrate", "arguments": {"uri": "unix:\#(back)"}}"#)
+        try waitFor("active", stock)
+        try stock.command(#"{"execute": "migrate-start-postcopy"}"#)
         try waitFor("postcopy-active", "destination", run)
-        try stock.waitForMigration("postcopy-active")
+        try waitFor("postcopy-active", stock)
         #expect(try run.command(["qmp", "destination", "migrate-pause"]).end == .exited(status: 0))
-        try stock.waitForMigration("postcopy-paused")
+        try waitFor("postcopy-paused", stock)
         try waitFor("postcopy-paused", "destination", run)
         let again = run.directory.file("again")
         #expect(
             try run.command(["qmp", "destination", "migrate-recover", #"{"uri": "unix:\#(again)"}"#]).end
                 == .exited(status: 0))
         try waitForSocket(again)
-        try stock.command("migrate", ["uri": .string("unix:\(again)"), "resume": true])
-        try stock.waitForMigration("completed")
+        try stock.command(#"{"execute": "migrate", "arguments": {"uri": "unix:\#(again)", "resume": true}}"#)
+        try waitFor("completed", stock)
         try waitFor("completed", "destination", run)
         try stock.quit()
         try check(destination, round: 2)
         try destination.type(BusyGuest.finish)
-        try destination.wait(for: "unmounted 2", seconds: 120)
-        try destination.waitForEnd(seconds: 120)
+        try destination.wait(for: "unmounted 2", seconds: 60)
+        try destination.waitForEnd(seconds: 60)
         #expect(try disk.isClean())
         #expect(try disk.holdsWhatTheGuestWrote())
     }

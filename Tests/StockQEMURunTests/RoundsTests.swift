@@ -34,8 +34,7 @@ struct RoundsTests {
                 releases: ["7.2", "10.0", "10.0"] + (isFull ? [String](repeating: "10.0", count: 8) : [])),
         ] + (isFull ? [Journey(machine: "q35", network: .tap, releases: [String](repeating: "7.2", count: 11))] : [])
 
-    /// Serves a file slowly; its last piece when a file `arrived` is there, so that the transfer is longer than the journey on
-    /// any machine.
+    /// Serves a file slowly, so that the transfer is longer than the journey.
     private func serve(
         _ file: String, chunks: Int, address: String, in network: PrivateNetwork, _ directory: TemporaryDirectory
     ) throws -> RunningProgram {
@@ -44,7 +43,6 @@ struct RoundsTests {
             printf 'HTTP/1.0 200 OK\\r\\n\\r\\n'
             n=0
             while [ $n -lt \(chunks) ]; do
-                while [ $n = \(chunks - 1) ] && [ ! -e '\(directory.file("arrived"))' ]; do sleep 0.1; done
                 dd if='\(file)' bs=64k skip=$n count=1 2>/dev/null
                 n=$((n + 1))
                 sleep 0.05
@@ -74,9 +72,7 @@ struct RoundsTests {
         }
     }
 
-    @Test(
-        "nothing is lost: memory, disks, console, transfer, time",
-        arguments: journeys.filter { Environment.isWanted("\($0)") })
+    @Test("nothing is lost: memory, disks, console, transfer, time", arguments: journeys)
     func rounds(journey: Journey) throws {
         if journey.network == .passt, !Requirement.program("passt", package: "passt").isMet {
             try Test.cancel("no passt: Debian package passt")
@@ -120,9 +116,8 @@ struct RoundsTests {
         try guest.console.type("download http://10.8.0.1:8000/file \(hash) >/tmp/d 2>&1 &\n")
         try server.errors.wait(for: "starting data transfer", seconds: 120)
 
-        var asked = ContinuousClock.now
         var uptime = try DebianPC.check(guest.console, round: 1)
-        var answered = ContinuousClock.now
+        var clock = ContinuousClock.now
         var movesDuring = 0
         for (index, release) in journey.releases.dropFirst().enumerated() {
             let before = try guest.runner()
@@ -131,14 +126,11 @@ struct RoundsTests {
             #expect(answer.json["strategy"]?.stringValue == "shared")
             // The console's one connection goes on, and says so.
             #expect(answer.notes.contains { $0.contains("serial0: its client stays connected") }, "\(answer.notes)")
-            let question = ContinuousClock.now
             let now = try DebianPC.check(guest.console, round: index + 2)
-            // The guest looked at its clock between question and answer, both times.
-            let least = Double((question - answered).components.seconds)
-            let most = Double((ContinuousClock.now - asked).components.seconds + 1)
-            #expect(now >= uptime && now <= uptime + most + 2, "\(uptime) to \(now) in \(most) s")
-            #expect(now > uptime + least - 27)
-            (uptime, asked, answered) = (now, question, .now)
+            let passed = Double((ContinuousClock.now - clock).components.seconds)
+            #expect(now >= uptime && now <= uptime + passed + 3, "\(uptime) to \(now) in \(passed) s")
+            #expect(now > uptime + passed - 30)
+            (uptime, clock) = (now, .now)
             let runner = try guest.runner()
             #expect(runner == answer.newProcess && runner != before)
             #expect(guest.processes().map(\.identifier) == [runner])
@@ -146,8 +138,7 @@ struct RoundsTests {
             #expect(try guest.leftovers().isEmpty)
             if try guest.console.ask("[ ! -s /tmp/d ]").hasSuffix(" 0") { movesDuring += 1 }
         }
-        #expect(movesDuring == journey.releases.count - 1, "the transfer was over before its end was let go")
-        try directory.write([], to: "arrived")
+        #expect(movesDuring >= 2, "the transfer was over too early to show anything")
         try guest.console.type("while [ ! -s /tmp/d ]; do sleep 1; done; cat /tmp/d\n")
         #expect(try guest.console.output.wait(for: "DOWNLOAD ", seconds: 400).contains("DOWNLOAD OK"))
         #expect(server.errors.text.split(separator: "\n").count { $0.contains("accepting connection") } == 1)
@@ -156,7 +147,7 @@ struct RoundsTests {
                 "[ \"$(md5sum </mnt2/from-guest)\" = \"$(cat /mnt2/from-guest.md5)\" ] && umount /mnt2"
             ).hasSuffix(" 0"))
         try DebianPC.finish(guest.console)
-        waitUntil(seconds: 120) { guest.processes().isEmpty }
+        waitUntil(seconds: 60) { guest.processes().isEmpty }
         #expect(guest.processes().isEmpty, "the guest powers off")
         for image in [disk, second] {
             #expect(try image.isClean())
