@@ -121,18 +121,18 @@ final class PeerMachine {
         try command("migrate", ["uri": .string(uri)])
     }
 
-    /// Waits until QEMU says what became of its guest.
+    /// Waits until QEMU says what became of its guest. It says that it failed an instant before it lets the guest run on.
     func waitForMigration() throws -> Answer {
         let deadline = ContinuousClock.now + .seconds(120)
         while true {
             let migration = try command("query-migrate")
             let status = migration["status"]?.stringValue ?? "none"
-            if ["completed", "failed"].contains(status) {
-                return Answer(
-                    status: status, runState: try runState, reason: migration["error-desc"]?.stringValue)
+            let state = try runState
+            if ["completed", "failed"].contains(status), state != "finish-migrate" {
+                return Answer(status: status, runState: state, reason: migration["error-desc"]?.stringValue)
             }
             guard ContinuousClock.now < deadline else {
-                return Answer(status: "still \(status)", runState: try runState, reason: nil)
+                return Answer(status: "still \(status)", runState: state, reason: nil)
             }
             try HostTools.need("sleep", ["0.02"])
         }
