@@ -19,6 +19,9 @@ package final class StreamArrival {
         /// What was received behind it.
         var rest: [UInt8]
 
+        /// What lies beside the stream, for the replay to end.
+        fileprivate var hooks: (any DestinationRAMHooks)?
+
         /// The source has said what there is, and all of it has come.
         package var isDescribed: Bool { description != nil }
 
@@ -43,7 +46,7 @@ package final class StreamArrival {
             writer.writeEndOfStream()
             if let description { writer.writeDescription(description) }
             writer.write(rest)
-            return ReplayedTransport(writer.bytes, then: transport)
+            return ReplayedTransport(writer.bytes, then: transport) { [hooks] in hooks?.end() }
         }
     }
 
@@ -56,7 +59,7 @@ package final class StreamArrival {
 
     /// - Parameters:
     ///   - configuration: Says which of the capabilities that place pages are on.
-    ///   - hooks: How the channel takes part in receiving RAM; ended when RAM is here.
+    ///   - hooks: How the channel takes part in receiving RAM; ended with the replay's transport, or when the guest is refused.
     ///   - makeBlocks: One block for each that the stream lists, in this order, of the size it says. Throws for a
     ///   list that no machine here can have.
     package init(
@@ -75,8 +78,13 @@ package final class StreamArrival {
     /// - Throws: When the stream is damaged, or for no machine that can be built here; the source was told and keeps its
     ///   guest if it can still be told.
     package func run() throws(MigrationError) -> Contents {
-        defer { hooks?.end() }
-        do throws(MigrationError) { return try receive() } catch {
+        do throws(MigrationError) {
+            var contents = try receive()
+            // A source may send once more beside the stream, without a page (QEMU 7.2's multifd); a closed channel would be a failure
+            // to it, while its guest runs here. So they stay until it knows that we have the guest.
+            contents.hooks = hooks
+            return contents
+        } catch {
             refuse()
             throw error
         }
@@ -90,6 +98,7 @@ package final class StreamArrival {
             try? output.flush()
         }
         transport.close()
+        hooks?.end()
     }
 
     private func receive() throws(MigrationError) -> Contents {

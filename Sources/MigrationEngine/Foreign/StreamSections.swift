@@ -164,9 +164,14 @@ extension [UnreadSection] {
 package final class ReplayedTransport: MigrationTransport {
     private let base: any MigrationTransport
     private let state: Mutex<(bytes: [UInt8], position: Int)>
+    private let closed: @Sendable () -> Void
 
-    package init(_ bytes: [UInt8], then base: any MigrationTransport) {
+    /// - Parameter closed: Called when it is closed.
+    package init(
+        _ bytes: [UInt8], then base: any MigrationTransport, closed: @escaping @Sendable () -> Void = {}
+    ) {
         self.base = base
+        self.closed = closed
         state = Mutex((bytes, 0))
     }
 
@@ -209,5 +214,8 @@ package final class ReplayedTransport: MigrationTransport {
     package func finishSending() throws(TransportError) { try base.finishSending() }
     package func interrupt() { base.interrupt() }
     package func setStallLimit(milliseconds: UInt64) { base.setStallLimit(milliseconds: milliseconds) }
-    package func close() { base.close() }
+    package func close() {
+        base.close()
+        closed()
+    }
 }
