@@ -28,6 +28,9 @@ package enum MemoryBackend: RawRepresentable, Hashable, Sendable {
         }
     }
 
+    /// Others can have the same memory by its name.
+    package var isNamed: Bool { if case .file = self { true } else { false } }
+
     /// What there is to choose from, for people.
     package static let choices = ["memfd", "anonymous", "file:PATH"]
 }
@@ -63,9 +66,7 @@ package let guestPageSize = 4096
             case .anonymous: nil
             case .file(let path): try MemoryFile.open(path, byteCount: byteCount)
             }
-        var isNamed = false
-        if case .file = backend { isNamed = true }
-        try self.init(name: name, byteCount: byteCount, file: file, isNamed: isNamed)
+        try self.init(name: name, byteCount: byteCount, file: file, isNamed: backend.isNamed)
     }
 
     /// A block over a memory file that another process made. The caller has judged the descriptor (size, seals).

@@ -33,11 +33,9 @@ struct VirtMemory {
         func block(_ name: String, _ byteCount: Int) throws(SystemCallError) -> RAMBlock {
             var backend = configuration.memoryBackend
             // A file by name is RAM's; it has no room for anything else.
-            if case .file = backend, name != VirtMachine.ramName { backend = .memfd }
+            if backend.isNamed, name != VirtMachine.ramName { backend = .memfd }
             if let file = files[name] {
-                var isNamed = false
-                if case .file = backend { isNamed = true }
-                return try RAMBlock(name: name, byteCount: byteCount, adopting: file, isNamed: isNamed)
+                return try RAMBlock(name: name, byteCount: byteCount, adopting: file, isNamed: backend.isNamed)
             }
             return try RAMBlock(name: name, byteCount: byteCount, backend: backend)
         }
