@@ -133,7 +133,8 @@ struct ScreenTests {
 
     @Test("migrate: lines without a terminal, JSON lines on request") func migrate() throws {
         let (run, source, destination, uri) = try slowMove()
-        let move = try run.command(["migrate", "web", uri, "--parameter", "max-bandwidth=16M", "--format", "json"])
+        let slow = ["--parameter", "max-bandwidth=300000", "--parameter", "downtime-limit=100000"]
+        let move = try run.command(["migrate", "web", uri] + slow + ["--format", "json"])
         #expect(move.end == .exited(status: 0), "\(move.errors)")
         let lines = move.output.split(separator: "\n")
         #expect(lines.count > 1 && lines.allSatisfy { $0.hasPrefix("{\"") && $0.hasSuffix("}") })
@@ -141,7 +142,7 @@ struct ScreenTests {
         try destination.wait(for: "tick ", seconds: 60)
         _ = (source, try run.command(["stop", "web-2"]))
         let again = try slowMove()
-        let text = try again.run.command(["migrate", "web", again.uri, "--parameter", "max-bandwidth=16M"])
+        let text = try again.run.command(["migrate", "web", again.uri] + slow)
         #expect(
             text.errors.contains("% active  ") && text.errors.contains(" left  round ")
                 && !text.errors.contains("\u{1B}"))

@@ -59,16 +59,22 @@ struct QEMUFleet {
         while !waiting.isEmpty || !running.isEmpty {
             while running.count < parallel, !waiting.isEmpty { running.append(try start(waiting.removeFirst())) }
             Readiness.awaitAny(running.map(\.child.processDescriptor), timeoutMilliseconds: -1)
-            for one in running where one.child.wait(timeoutMilliseconds: 0) != nil {
+            // Asked once: one that ends meanwhile is met in the next turn, not dropped.
+            var goesOn: [Running] = []
+            for one in running {
+                guard let end = one.child.wait(timeoutMilliseconds: 0) else {
+                    goesOn.append(one)
+                    continue
+                }
                 var status: Int32 = ExitStatus.hostFailure.rawValue
-                if case .exited(let value)? = one.child.wait() { status = value }
+                if case .exited(let value) = end { status = value }
                 var result = (try? JSONValue.parse(read(one.output)))?.objectValue ?? ["outcome": "refused"]
                 result["qmp"] = .string(one.path)
                 result["status"] = JSONValue(status)
                 results.append(.object(result))
                 worst = max(worst, status)
             }
-            running.removeAll { $0.child.wait(timeoutMilliseconds: 0) != nil }
+            running = goesOn
         }
         arguments.output.show(.array(results)) { _ in
             table(
