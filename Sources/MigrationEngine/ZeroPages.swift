@@ -1,4 +1,4 @@
-import GuestMemory
+package import GuestMemory
 import Glibc
 
 /// Whether all bytes of an area are zero. Reads each byte at most once, and stops early.
@@ -25,7 +25,7 @@ package func isZero(_ pointer: UnsafeRawPointer, byteCount: Int) -> Bool {
 /// Where a block has contents. A page in a hole of its file, or one of private memory that nobody ever wrote, is zero and
 /// need not be touched, which would fill it. Answers stay true while pages written later are marked dirty; forget them
 /// whenever dirty pages are taken.
-struct DataMap {
+package struct DataMap {
     private enum Source {
         case file(CInt)
         /// /proc/self/pagemap, and the number of the block's first page there.
@@ -37,9 +37,14 @@ struct DataMap {
     private var knownFrom = 0
     private var dataStart = 0
     private var dataEnd = 0
+    /// As many bytes are allotted as the file is long, so that it has no hole worth looking for; nil when nobody asked.
+    /// Looking for the end of contents, the kernel walks over every page of them.
+    private var isFull: Bool?
+    /// How often the kernel was asked where contents begin and end.
+    package private(set) var searchCount = 0
 
     /// Nil when there is nobody to ask.
-    init?(_ block: RAMBlock) {
+    package init?(_ block: RAMBlock) {
         guard block.isWhole else { return nil }
         if let file = block.file {
             source = .file(file.rawValue)
@@ -51,14 +56,15 @@ struct DataMap {
         forget()
     }
 
-    mutating func forget() {
+    package mutating func forget() {
         knownFrom = 0
         dataStart = 0
         dataEnd = 0
+        isFull = nil
     }
 
     /// How many pages from `page` on are alike, and whether they are holes.
-    mutating func extent(at page: Int) -> (isHole: Bool, pageCount: Int) {
+    package mutating func extent(at page: Int) -> (isHole: Bool, pageCount: Int) {
         let offset = page * guestPageSize
         let file: CInt
         switch source {
@@ -66,7 +72,11 @@ struct DataMap {
         case .pageMap(let map, let firstPage):
             return map.extent(at: firstPage + page, limit: byteCount / guestPageSize - page)
         }
+        let hasNoHole = isFull ?? Self.isFull(file, byteCount: byteCount)
+        isFull = hasNoHole
+        if hasNoHole { return (false, (byteCount - offset) / guestPageSize) }
         if offset < knownFrom || offset >= dataEnd {
+            searchCount += 1
             let start = lseek(file, off_t(offset), 3)  // SEEK_DATA
             guard start >= 0 else {
                 // ENXIO: no contents from here on. Any other failure: take everything for contents.
@@ -80,6 +90,14 @@ struct DataMap {
         }
         if offset < dataStart { return (true, (dataStart - offset) / guestPageSize) }
         return (false, max(1, (dataEnd - offset) / guestPageSize))
+    }
+
+    /// A memory file has exactly the pages that were allotted to it. One on a disk may have a few blocks more for its own
+    /// book-keeping, and so a small hole that is missed here: its pages are then read, and found to be zero.
+    private static func isFull(_ file: CInt, byteCount: Int) -> Bool {
+        var status = stat()
+        guard unsafe fstat(file, &status) == 0, Int(status.st_size) == byteCount else { return false }
+        return Int(status.st_blocks) * 512 >= byteCount  // st_blocks counts in 512 bytes. Source: inode(7)
     }
 }
 
