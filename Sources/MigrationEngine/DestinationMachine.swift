@@ -44,6 +44,8 @@ package struct DestinationMachine: Hashable, Sendable {
         case recovered
         /// Nobody will bring the pages that are missing: the guest ends with this process.
         case gaveUp
+        /// Nobody will recover the channel, and no page is missing.
+        case nothingMissing
         case failed
         case cancelRequested
     }
@@ -101,7 +103,8 @@ package struct DestinationMachine: Hashable, Sendable {
     private mutating func handlePostcopy(_ event: Event) -> Action {
         switch (event, state) {
         case (.ramSection, .postcopyRunning): return .proceed
-        case (.endOfStream, .postcopyRunning): return enter(.finished(.guestMoved), .complete)
+        case (.endOfStream, .postcopyRunning), (.nothingMissing, _):
+            return enter(.finished(.guestMoved), .complete)
         case (.withdrawn, _): return enter(.finished(.guestStayed), .abandon)
         case (.channelLost, _), (.failed, _): return enter(.postcopyPaused, .waitForRecovery)
         case (.recoveryBegun, .postcopyPaused): return enter(.postcopyRecovering, .proceed)

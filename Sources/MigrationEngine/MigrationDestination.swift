@@ -69,8 +69,14 @@ package final class MigrationDestination: Sendable {
     /// Goes on over another channel, when the postcopy's own is lost.
     package func recover(over transport: any MigrationTransport) { orders.update { $0.recovery = transport } }
 
+    /// A postcopy waits for a channel, and for nothing else: no page is missing, only the source's last word.
+    package var lacksNothing: Bool {
+        let progress = progress
+        return progress.status == .postcopyPaused && progress.ram.remainingByteCount == 0
+    }
+
     /// Ends at once. A guest that runs here with pages missing ends with it: whoever waits for a page sleeps until the
-    /// process is gone.
+    /// process is gone. One that lacks nothing has arrived.
     package func abandon() {
         orders.update { orders in
             orders.isAbandoned = true

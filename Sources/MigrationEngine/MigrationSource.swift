@@ -590,12 +590,25 @@ final class SourceDriver {
     private func end(_ outcome: MigrationOutcome, _ start: UInt64) -> MigrationOutcome {
         var status: MigrationStatus = outcome == .guestMoved ? .completed : .failed
         switch outcome {
-        case .guestMoved: break
+        case .guestMoved:
+            // What broke a postcopy's channel when the destination had everything was no failure of the migration.
+            if let failure {
+                owner.report(notify: false) {
+                    $0.notices.append(
+                        "the destination has the guest and all of its memory; its last word did not come: \(failure)")
+                }
+            }
+            failure = nil
+        case .undecided where owner.progress.hasLeft && postcopy.isConfirmed:
+            failure = MigrationError(
+                .undecided, in: .postcopy,
+                "the guest has left with all of its memory, and the destination reports that it failed: what is here is "
+                    + "older than what ran there", cause: failure)
         case .undecided where owner.progress.hasLeft:
             failure = MigrationError(
                 .undecided, in: .postcopy,
-                "the guest has left, and not all of its pages went with it: it cannot go on here, and not at the "
-                    + "destination beyond what it has", cause: failure)
+                "the guest has left, and not all of its pages are known to have arrived: it cannot go on here, and not at "
+                    + "the destination beyond what it has", cause: failure)
         case .undecided:
             failure = MigrationError(
                 .undecided, in: .commit,

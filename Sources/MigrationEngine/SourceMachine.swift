@@ -29,7 +29,8 @@ package struct SourceMachine: Hashable, Sendable {
         case postcopyPaused
         /// Another channel is there, and what the destination has is being found out.
         case postcopyRecovering
-        /// All pages were sent in postcopy; waiting for the destination's last word.
+        /// The destination has all pages of a postcopy and the end was sent; waiting for its last word, which changes nothing
+        /// but for one that failed.
         case settling
         case finished(MigrationOutcome)
     }
@@ -49,7 +50,7 @@ package struct SourceMachine: Hashable, Sendable {
         case packageSent
         /// The destination has taken the state and will run the guest.
         case stateTaken
-        /// Postcopy: nothing is left to send.
+        /// Postcopy: the destination has said that it has every page, and the end of the stream has gone.
         case pagesSent
         /// SHUT 0, or the ownership word says so.
         case destinationRuns
@@ -61,6 +62,8 @@ package struct SourceMachine: Hashable, Sendable {
         case recoveryBegun
         /// Postcopy goes on over a new channel.
         case recovered
+        /// Nobody recovers a postcopy of which the destination has said that it has every page.
+        case nothingMissing
         /// Something failed here: a system call, the guest, a broken rule.
         case failed
         case cancelRequested
@@ -181,13 +184,16 @@ package struct SourceMachine: Hashable, Sendable {
         switch (event, state) {
         case (.pagesSent, .postcopy): return enter(.settling, .awaitVerdict)
         case (.destinationRuns, .settling): return enter(.finished(.guestMoved), .releaseGuest)
+        // The guest and all of its memory are there: without a last word too there is nothing to wait for.
+        case (.channelLost, .settling), (.nothingMissing, .postcopyPaused):
+            return enter(.finished(.guestMoved), .releaseGuest)
         // It has the guest and says it is done, but pages are missing there.
         case (.destinationRuns, _), (.failed, _), (.channelLost, _): return enter(.postcopyPaused, .waitForRecovery)
         case (.recoveryBegun, .postcopyPaused): return enter(.postcopyRecovering, .recover)
         case (.recovered, .postcopyRecovering): return enter(.postcopy, .streamPages)
         // The destination lost the guest: it is nowhere, and the source's copy is older than what ran there.
         case (.destinationRefused, _): return enter(.finished(.undecided), .holdGuest)
-        // The only way out of a postcopy that nobody will recover.
+        // The only way out of a postcopy that nobody will recover, and that lacks pages.
         case (.cancelRequested, .postcopyPaused): return enter(.finished(.undecided), .holdGuest)
         case (.cancelRequested, _), (.continued, _): return .ignore
         default: preconditionFailure("\(event) in \(state)")

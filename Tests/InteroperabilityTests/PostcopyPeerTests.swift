@@ -58,6 +58,21 @@ struct PostcopyPeerTests {
         Issue.record("\(guest) does not come to \(text): \(try run.command(["status", guest]).output)")
     }
 
+    /// A machine that is built from its devices' state comes too late in a postcopy, and a QEMU whose package was refused does
+    /// not run its guest again: so it is refused before a page moves.
+    private func refuseToReceive(_ stock: StockMachine, disk: String, _ run: MonitorRun) throws {
+        let path = run.directory.file("received")
+        let receiver = try RunningProgram(
+            Checkout.tool, ["receive", "received", "unix:\(path)", "--console", "null", "--disk", "path=\(disk)"],
+            name: "sidestep", environment: run.environment)
+        try waitForSocket(path)
+        try stock.command(#"{"execute": "migrate", "arguments": {"uri": "unix:\#(path)"}}"#)
+        #expect(try receiver.waitForEnd(seconds: 60) == .exited(status: 84))
+        try receiver.errors.wait(for: "postcopy-ram is on at the source", seconds: 10)
+        try waitFor("failed", stock)
+        #expect(try stock.command(#"{"execute": "query-status"}"#).contains("\"running\": true"))
+    }
+
     @Test(
         "a guest goes there and comes back, on the way its channel breaks and is recovered; no byte is wrong, its disk clean",
         arguments: ["7.2", "10.0"])
@@ -97,6 +112,9 @@ struct PostcopyPeerTests {
         try waitFor("completed", stock)
         try check(stock.program, round: 1)
 
+        try refuseToReceive(stock, disk: disk.path, run)
+        try check(stock.program, round: 2)
+
         // Back: the destination does.
         let back = run.directory.file("back")
         let destination = try run.start(
@@ -122,7 +140,7 @@ struct PostcopyPeerTests {
         try waitFor("completed", stock)
         try waitFor("completed", "destination", run)
         try stock.quit()
-        try check(destination, round: 2)
+        try check(destination, round: 3)
         try destination.type(BusyGuest.finish)
         try destination.wait(for: "unmounted 2", seconds: 60)
         try destination.waitForEnd(seconds: 60)

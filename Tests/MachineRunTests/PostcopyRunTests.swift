@@ -61,6 +61,33 @@ struct PostcopyRunTests {
         #expect(try destination.waitForEnd(seconds: 30) == .exited(status: 7))
     }
 
+    @Test("a machine that is built from the stream refuses a postcopy before a page moves, and takes the guest without")
+    func receiveRefuses() throws {
+        let run = try MonitorRun()
+        let source = try run.heartbeat([], name: "source")
+        try source.wait(for: "tick 5 ", seconds: 60)
+        func receiver(_ uri: String) throws -> RunningProgram {
+            let receiver = try RunningProgram(
+                Checkout.tool, ["receive", "received", uri, "--console", "stdio"], name: "received",
+                environment: run.environment)
+            try receiver.errors.wait(for: "waiting for the guest", seconds: 30)
+            return receiver
+        }
+        let uri = "unix:" + run.directory.file("received.sock")
+        let refusing = try receiver(uri)
+        let refused = try run.command(["migrate", "source", uri, "--postcopy"])
+        #expect(refused.end == .exited(status: 80), "\(refused.errors)")
+        #expect(try refusing.waitForEnd(seconds: 30) == .exited(status: 84))
+        try refusing.errors.wait(for: "postcopy-ram is on at the source", seconds: 10)
+        try isWhole(source)
+        let taking = try receiver(uri)
+        let move = try run.command(["migrate", "source", uri])
+        #expect(move.end == Self.done, "\(move.errors)")
+        try isWhole(taking)
+        try taking.type("7q")
+        #expect(try taking.waitForEnd(seconds: 30) == .exited(status: 7))
+    }
+
     /// A postcopy so slow that it is not over while a test looks at it.
     private func beginSlowly(_ run: MonitorRun, _ uri: String) throws {
         try qmp(run, "destination", "migrate-incoming", #"{"uri": "\#(uri)"}"#)

@@ -119,6 +119,22 @@ import Testing
         }
     }
 
+    @Test("when the destination has every page, a lost channel is the end and not a wait")
+    func nothingMissing() {
+        let settling = Self.reached().first { $0.name == "settling" }!.machine
+        for event in [Machine.Event.channelLost, .destinationRuns] {
+            var copy = settling
+            #expect(copy.handle(event) == .releaseGuest && copy.state == .finished(.guestMoved), "\(event)")
+        }
+        // It can no longer come here, whoever failed there.
+        var copy = settling
+        #expect(copy.handle(.destinationRefused) == .holdGuest && copy.state == .finished(.undecided))
+        // What the peer may not say is no reason to take anything for settled; nobody waits for ever all the same.
+        copy = settling
+        #expect(copy.handle(.failed) == .waitForRecovery)
+        #expect(copy.handle(.nothingMissing) == .releaseGuest && copy.state == .finished(.guestMoved))
+    }
+
     @Test("a finished migration stays finished")
     func finished() {
         for (_, machine) in Self.reached() {
@@ -216,6 +232,11 @@ import Testing
         #expect(machine.handle(.cancelRequested) == .ignore)
         var given = machine
         #expect(given.handle(.gaveUp) == .abandon && given.state == .finished(.undecided))
+        var whole = machine
+        #expect(whole.handle(.nothingMissing) == .complete && whole.state == .finished(.guestMoved))
+        whole = machine
+        #expect(whole.handle(.channelLost) == .waitForRecovery)
+        #expect(whole.handle(.nothingMissing) == .complete && whole.state == .finished(.guestMoved))
         #expect(machine.handle(.endOfStream) == .complete)
     }
 

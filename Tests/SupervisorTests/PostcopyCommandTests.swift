@@ -1,6 +1,7 @@
 import Glibc
 import LinuxCalls
 import MigrationEngine
+import MigrationStream
 import MonitorClient
 import QMPProtocol
 import Testing
@@ -84,6 +85,61 @@ extension SupervisorTests {
                     "setup", "active", "device", "postcopy-active", "postcopy-paused", "postcopy-recover",
                     "postcopy-active", "completed",
                 ])
+        }
+
+        /// Between a source and a destination; breaks both connections instead of passing RAM's END on, which the source
+        /// sends when it has heard that all pages are there.
+        private static func relayUntilEnd(_ near: OwnedDescriptor, _ far: OwnedDescriptor) throws {
+            @Sendable func pass(_ source: OwnedDescriptor, _ destination: OwnedDescriptor, _ isEnd: ([UInt8]) -> Bool) {
+                var buffer = [UInt8](repeating: 0, count: 1 << 16)
+                while let count = try? buffer.withUnsafeMutableBytes({ bytes in
+                    try StreamSocket.receive(into: bytes, descriptorsMax: 0, from: source).byteCount
+                }), count > 0, !isEnd(Array(buffer[..<count])),
+                    (try? StreamSocket.sendAll(Array(buffer[..<count]), to: destination)) != nil
+                {}
+                for socket in [source, destination] { StreamSocket.shutDown(socket) }
+            }
+            let back = try HostThread(name: "back") { pass(far, near) { _ in false } }
+            pass(near, far) { $0.first == SectionKind.end.rawValue && $0.count < 64 }
+            back.join()
+        }
+
+        @Test(
+            "a destination that has everything but the source's last word need not wait for it: a cancel ends the waiting"
+        )
+        func nothingMissing() throws {
+            let from = try SupervisorFixture(name: "source")
+            let to = try Migration.incoming()
+            let source = try from.connect()
+            let destination = try to.connect()
+            _ = try source.run("cont")
+            try Migration.fill(from.guest)
+            _ = try source.run(
+                "migrate-set-capabilities", ["capabilities": [["capability": "postcopy-ram", "state": true]]])
+            _ = try source.run("migrate-set-parameters", ["x-strategy": "postcopy"])
+            let there = "\(to.path)/migration.sock"
+            let here = "\(from.path)/relay.sock"
+            _ = try destination.run("migrate-incoming", ["uri": .string("unix:\(there)")])
+            let listener = try StreamSocket.listen(at: .unix(path: here))
+            let relay = try HostThread(name: "relay") {
+                do {
+                    let near = try StreamSocket.accept(from: listener)
+                    try Self.relayUntilEnd(near, StreamSocket.connect(to: .unix(path: there)))
+                } catch { Issue.record("\(error)") }
+            }
+            _ = try source.run("migrate", ["uri": .string("unix:\(here)")])
+            // It knows that the destination has the guest and every page.
+            let answer = try Migration.wait(source)
+            #expect(answer["status"] == "completed" && answer["x-notices"] != nil, "\(answer.json)")
+            relay.join()
+            try Self.waitFor("postcopy-paused", destination)
+            let reason = try destination.run("query-migrate")["error-desc"]?.stringValue
+            #expect(reason?.contains("the guest has all of its memory") == true, "\(reason ?? "")")
+            _ = try destination.run("migrate_cancel")
+            #expect(try Migration.wait(destination)["status"] == "completed")
+            #expect(try destination.run("query-status")["status"] == "running")
+            #expect(to.guest.isRunning && !from.guest.isRunning)
+            #expect(try Migration.agree(from.guest, to.guest))
         }
 
         @Test("with release-ram the guest cannot be taken back by hand") func released() throws {

@@ -188,6 +188,12 @@ package final class StreamArrival {
             ReturnPathMessage.pong(value).encode(to: output.writer)
             try output.flush()
         case .switchoverStart: break
+        case .postcopyAdvise:
+            throw MigrationError(
+                .capabilityMismatch, in: .setup,
+                "postcopy-ram is on at the source: the state of its devices, by which the machine would be built here, then comes "
+                    + "only when the guest may not be able to go back; wait for it with a machine that is complete "
+                    + "(--incoming), or switch postcopy-ram off there")
         default:
             throw MigrationError(
                 .streamMalformed, in: .setup,

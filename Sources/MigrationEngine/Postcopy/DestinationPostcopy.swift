@@ -81,27 +81,54 @@ extension DestinationDriver {
                 }
                 try noteRun(loader)
                 try advance(.endOfStream, "the end")
-                loader.join()
-                memory.finish()
-                try? returnPath.send(.shut(status: 0), in: .postcopy)
-                loadNanoseconds += loader.loadNanoseconds
-                owner.report(notify: false) { progress in
-                    progress.notices += loader.notices
-                    progress.timing.resumeNanoseconds = loader.resumeNanoseconds
-                }
-                return
+                return complete(memory, loader, returnPath)
             } catch {
-                try decide(error, memory, loader)
+                if try decide(error, memory, loader) == .complete { return complete(memory, loader, returnPath) }
             }
             pages.channelLost()
-            try awaitRecovery(memory, returnPath)
+            if try awaitRecovery(memory, loader, returnPath) == .complete {
+                return complete(memory, loader, returnPath)
+            }
         }
+    }
+
+    /// The guest is here with all of its memory.
+    private func complete(_ memory: PostcopyMemory, _ loader: PackageLoader, _ returnPath: ReturnPathWriter) {
+        loader.join()
+        memory.finish()
+        try? returnPath.send(.shut(status: 0), in: .postcopy)
+        loadNanoseconds += loader.loadNanoseconds
+        failure = nil
+        owner.report(notify: false) { progress in
+            progress.notices += loader.notices
+            progress.timing.resumeNanoseconds = loader.resumeNanoseconds
+        }
+    }
+
+    /// Nobody will recover the channel: the end, good or bad.
+    private func giveUp(
+        _ memory: PostcopyMemory, _ loader: PackageLoader, cause: MigrationError?
+    ) throws(MigrationError) -> DestinationMachine.Action {
+        let isWhole = memory.missingPageCount == 0
+        // It lacks nothing, so it comes to its end.
+        if isWhole { loader.state.wait { $0 == .running || $0 == .failed } }
+        if isWhole, loader.state.read({ $0 == .running }) {
+            if let cause {
+                owner.report(notify: false) {
+                    $0.notices.append(
+                        "the guest has all of its memory; the source did not say that it is done: \(cause)")
+                }
+            }
+            return machine.handle(.nothingMissing)
+        }
+        memory.abandon()
+        throw MigrationError(.cancelled, in: .postcopy, "given up before all pages were here", cause: cause)
     }
 
     /// After a failure: returns when the guest is here all the same, and throws when it is not.
     private func decide(
         _ error: MigrationError, _ memory: PostcopyMemory, _ loader: PackageLoader
-    ) throws(MigrationError) {
+    ) throws(MigrationError) -> DestinationMachine.Action {
         memory.channelLost()
         loader.state.update { if $0 == .loading { $0 = .abandoned } }
         // Sending a few bytes ends, one way or the other.
@@ -109,12 +136,9 @@ extension DestinationDriver {
         switch loader.state.read({ $0 }) {
         case .taken, .running:
             try noteRun(loader)
-            if owner.orders.read({ $0.isAbandoned }) {
-                memory.abandon()
-                throw MigrationError(.cancelled, in: .postcopy, "given up before all pages were here", cause: error)
-            }
+            if owner.orders.read({ $0.isAbandoned }) { return try giveUp(memory, loader, cause: error) }
             failure = error
-            _ = machine.handle(error.code == .guestFailed ? .failed : .channelLost)
+            return machine.handle(error.code == .guestFailed ? .failed : .channelLost)
         default:
             // Whoever waits for a page goes on, finds nothing, and is not run.
             memory.giveUp()
@@ -192,12 +216,17 @@ extension DestinationDriver {
     // MARK: Recovery
 
     /// Waits for a channel that is not broken.
-    private func awaitRecovery(_ memory: PostcopyMemory, _ returnPath: ReturnPathWriter) throws(MigrationError) {
+    private func awaitRecovery(
+        _ memory: PostcopyMemory, _ loader: PackageLoader, _ returnPath: ReturnPathWriter
+    ) throws(MigrationError) -> DestinationMachine.Action {
         input.transport.close()
+        let missing = memory.missingPageCount
+        if missing == 0 { failure?.message += "; the guest has all of its memory already" }
         let reason = failure
         owner.report { progress in
             progress.status = .postcopyPaused
             progress.error = reason
+            progress.ram.remainingByteCount = UInt64(missing) * UInt64(guestPageSize)
         }
         owner.orders.wait { $0.recovery != nil || $0.isAbandoned }
         let fresh = owner.orders.update { orders -> (any MigrationTransport)? in
@@ -206,12 +235,8 @@ extension DestinationDriver {
             orders.transport = transport
             return transport
         }
-        guard let fresh else {
-            memory.abandon()
-            throw MigrationError(
-                .cancelled, in: .postcopy, "given up before all pages were here", cause: reason)
-        }
-        _ = machine.handle(.recoveryBegun)
+        guard let fresh else { return try giveUp(memory, loader, cause: reason) }
+        let action = machine.handle(.recoveryBegun)
         owner.report { $0.status = .postcopyRecover }
         fresh.setStallLimit(milliseconds: configuration.parameters.stallLimitMilliseconds)
         input = StreamInput(transport: fresh)
@@ -219,5 +244,6 @@ extension DestinationDriver {
         self.output = output
         returnPath.replace(output)
         reader.resume()
+        return action
     }
 }

@@ -89,6 +89,7 @@ extension SourceDriver {
                 }
                 publish()
             }
+            postcopy.isConfirmed = true
             output.writer.beginSection(SectionHeader(.end, id: ramSectionID, name: "ram", version: 4))
             sender.writeEndOfSection(to: output.writer)
             output.writer.endSection(id: ramSectionID)
@@ -198,6 +199,9 @@ extension SourceDriver {
     /// Waits for a channel that is not broken, or for somebody who gives up.
     func waitForRecovery() -> SourceMachine.Action {
         output.transport.close()
+        if postcopy.isConfirmed {
+            failure?.message += "; the destination has the guest and all of its memory, and waits to be told so"
+        }
         let reason = failure
         owner.report { progress in
             progress.status = .postcopyPaused
@@ -211,7 +215,7 @@ extension SourceDriver {
             orders.transport = transport
             return transport
         }
-        guard let fresh else { return machine.handle(.cancelRequested) }
+        guard let fresh else { return machine.handle(postcopy.isConfirmed ? .nothingMissing : .cancelRequested) }
         failure = nil
         fresh.setStallLimit(milliseconds: configuration.parameters.stallLimitMilliseconds)
         output = StreamOutput(transport: fresh, continuing: output)
@@ -266,6 +270,8 @@ struct PostcopyPieces {
     var unconfirmed: [(ping: UInt32, runs: [PageRun])] = []
     var givenAway: [PageSet]
     var isRecovered = false
+    /// The destination has said that it has the guest and every page. That stays so, whatever becomes of the channel.
+    var isConfirmed = false
 
     init(blocks: [RAMBlock]) { givenAway = blocks.map { PageSet(pageCount: $0.pageCount) } }
 }

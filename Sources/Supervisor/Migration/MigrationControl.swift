@@ -171,6 +171,11 @@ final class MigrationControl: @unchecked Sendable {
 
     func cancel() throws(QMPError) {
         precondition(loop.isLoopThread)
+        // A guest that has everything need not wait for a source that is gone.
+        if isActive, let destination, destination.lacksNothing {
+            closeListener()
+            return destination.abandon()
+        }
         guard isActive, report?.side == .source else { return }
         try refuseCancelInPostcopy()
         isCancelled = true
