@@ -274,6 +274,9 @@ final class EmptyQEMU {
         let acceptor = try MultiFDAcceptor(
             listener: try StreamSocket.listen(at: .unix(path: path)), name: path, channelCount: 2)
         try Self.switchOn(qemu, ["multifd", "return-path"], channels: 4)
+        // Refused in the middle of its completion, 7.2 may wait for its channels for ever, its monitor too: so it is slow to
+        // come to that.
+        try qemu.command("migrate-set-parameters", ["max-bandwidth": 4096])
         try qemu.command("migrate", ["uri": "unix:" + path])
         // Which of its connections come first is chance.
         var text = ""
