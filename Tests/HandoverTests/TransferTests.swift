@@ -1,3 +1,4 @@
+import Foundation
 import LinuxCalls
 import ProcessTestKit
 import Testing
@@ -21,12 +22,14 @@ struct TransferTests {
     }
 
     /// Upgrades the guest by each channel while the file crosses; it must arrive over the one connection.
-    private func moveWhileTransferring(_ run: MonitorRun, _ guest: RunningProgram, _ server: RunningProgram) throws {
+    private func moveWhileTransferring(
+        _ guest: RunningProgram, _ server: RunningProgram, upgrade: (_ arguments: [String]) throws -> Report
+    ) throws {
         #expect(try guest.wait(for: "NETWORK ", seconds: 120).hasPrefix("NETWORK UP 10.8.0.2/24"))
         try server.errors.wait(for: "starting data transfer", seconds: 60)
         var movesDuring = 0
         for channel in ["memfd", "page-flip", "memfd", "socket", "memfd"] {
-            let report = try run.upgrade("guest", ["--channel", channel])
+            let report = try upgrade(["--channel", channel])
             #expect(report.channel == channel)
             if !guest.output.text.contains("DOWNLOAD ") { movesDuring += 1 }
         }
@@ -40,11 +43,7 @@ struct TransferTests {
     func passt() throws {
         let missing = Requirement.program("passt", package: "passt")
         guard missing.isMet else { try Test.cancel("\(missing)") }
-        // passt hands on what the namespace has: a route outwards, and the address it calls gateway.
-        let network = try PrivateNetwork(setUp: [
-            "ip addr add 10.8.0.1/32 dev lo", "ip tuntap add outside mode tap", "ip addr add 10.7.0.2/24 dev outside",
-            "ip link set outside up", "ip route add default via 10.7.0.1",
-        ])
+        let network = try PrivateNetwork(setUp: Self.outside)
         let run = try MonitorRun()
         // passt gives up its privileges and makes its socket as somebody else.
         try HostTools.need(
@@ -59,7 +58,68 @@ struct TransferTests {
         let guest = try run.debian(
             words: "quiet noshell ntick=1 run=network,download+http://10.8.0.1:8000/file+\(file.hash)",
             ["--net", "socket=\(socket)"])
-        try moveWhileTransferring(run, guest, server)
+        try moveWhileTransferring(guest, server) { try run.upgrade("guest", $0) }
+        withExtendedLifetime(passt) {}
+    }
+
+    /// passt hands on what its namespace has: a route outwards, and the address it calls gateway.
+    private static let outside = [
+        "ip addr add 10.8.0.1/32 dev lo", "ip tuntap add outside mode tap", "ip addr add 10.7.0.2/24 dev outside",
+        "ip link set outside up", "ip route add default via 10.7.0.1",
+    ]
+
+    /// passt shuts itself in, for which an ordinary user needs namespaces.
+    private static let usersHaveNamespaces = Requirement(
+        OtherUser.requirement.isMet
+            && {
+                let command = OtherUser.first.command("unshare", ["--user", "--net", "true"])
+                return (try? HostTools.run(command.program, command.arguments).end) == .exited(status: 0)
+            }(),
+        "an ordinary user cannot have a user namespace here, which passt wants")
+
+    @Test(
+        "through an ordinary user's passt, to a guest of the same user: five moves, one connection, the hash is right",
+        .enabled(if: usersHaveNamespaces.isMet, "\(usersHaveNamespaces)"))
+    func usersPasst() throws {
+        let missing = Requirement.program("passt", package: "passt")
+        guard missing.isMet else { try Test.cancel("\(missing)") }
+        let network = try PrivateNetwork(setUp: Self.outside)
+        let run = try MonitorRun()
+        let user = OtherUser.first
+        let (tool, image, initramfs) = (
+            run.directory.file("sidestep-tool"), run.directory.file("Image"), run.directory.file("initramfs")
+        )
+        for (from, to) in [(Checkout.tool, tool), (DebianGuest.image, image), (DebianGuest.initramfs, initramfs)] {
+            try FileManager.default.copyItem(atPath: from, toPath: to)
+        }
+        let file = try randomFile(in: run.directory)
+        let server = try network.serve(file: file.path, address: "127.0.0.1", port: 8000, in: run.directory)
+        try user.own(run.directory.path)
+        let socket = run.directory.file("passt.sock")
+        let passtCommand = user.command(
+            HostTools.path(of: "passt") ?? "passt",
+            ["--foreground", "--stderr", "--one-off", "-s", socket, "-a", "10.8.0.2", "-n", "24", "-g", "10.8.0.1"])
+        let passt = try network.start(passtCommand.program, passtCommand.arguments, name: "passt")
+        try passt.errors.wait(for: "socket bound at", seconds: 30)
+        let guestCommand = user.command(
+            tool,
+            [
+                "run", "--name", "guest", "--console", "stdio", "--kernel", image, "--initrd", initramfs, "--memory",
+                "256M",
+                "--append",
+                "\(DebianGuest.words) quiet noshell ntick=1 run=network,download+http://10.8.0.1:8000/file+\(file.hash)",
+                "--net", "socket=\(socket)",
+            ])
+        let guest = try RunningProgram(
+            guestCommand.program, guestCommand.arguments, name: "guest", environment: run.environment,
+            limitSeconds: 300)
+        try moveWhileTransferring(guest, server) { arguments in
+            let command = user.command(tool, ["upgrade", "guest", "--format", "json"] + arguments)
+            let result = try HostTools.run(
+                command.program, command.arguments, environment: run.environment, seconds: 60)
+            try #require(result.end == .exited(status: 0), "\(result.errors)")
+            return try JSONDecoder().decode(Report.self, from: Data(result.output.utf8))
+        }
         withExtendedLifetime(passt) {}
     }
 
@@ -75,6 +135,6 @@ struct TransferTests {
             words: "quiet noshell ntick=1 "
                 + "run=network+10.8.0.2/24+10.8.0.1,download+http://10.8.0.1:8000/file+\(file.hash)",
             ["--net", "tap=tap0,mac=52:54:00:aa:bb:cc"], in: network)
-        try moveWhileTransferring(run, guest, server)
+        try moveWhileTransferring(guest, server) { try run.upgrade("guest", $0) }
     }
 }
