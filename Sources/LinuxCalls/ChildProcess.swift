@@ -31,11 +31,14 @@ package final class ChildProcess: Sendable {
     ///     are close-on-exec and do not reach the child.
     ///   - newSession: A session of its own: no terminal's signals reach it.
     ///   - directory: Its working directory; nil keeps ours.
+    ///   - outOfMemoryPriority: What it is to the kernel when memory runs out, from before its first instruction on; nil is
+    ///     what we are. Only with none of the three before.
     package init(
         path: String, name: String? = nil, arguments: [String], environment: [String]? = nil,
         descriptors: [CInt: OwnedDescriptor] = [:], newProcessGroup: Bool = false, newSession: Bool = false,
-        directory: String? = nil
+        directory: String? = nil, outOfMemoryPriority: Int? = nil
     ) throws(SystemCallError) {
+        precondition(outOfMemoryPriority == nil || !(newProcessGroup || newSession || directory != nil))
         var actions = unsafe posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
         defer { unsafe posix_spawn_file_actions_destroy(&actions) }
@@ -79,8 +82,15 @@ package final class ChildProcess: Sendable {
         }
         var child: pid_t = 0
         let block = unsafe environment == nil ? environ : variables.baseAddress!
-        let status = unsafe posix_spawn(&child, path, &actions, &attributes, words, block)
-        guard status == 0 else { throw SystemCallError("posix_spawn", Errno(rawValue: status), subject: path) }
+        if let outOfMemoryPriority {
+            let pairs = staged.flatMap { [$0.source.rawValue, $0.target] }
+            child = unsafe shim_spawn_first_to_go(
+                path, words, block, pairs, CInt(staged.count), "\(outOfMemoryPriority)")
+            guard child > 0 else { throw SystemCallError("vfork", Errno(rawValue: errno), subject: path) }
+        } else {
+            let status = unsafe posix_spawn(&child, path, &actions, &attributes, words, block)
+            guard status == 0 else { throw SystemCallError("posix_spawn", Errno(rawValue: status), subject: path) }
+        }
         processIdentifier = child
         do {
             processDescriptor = try .process(child)

@@ -5,6 +5,8 @@ import Glibc
 package enum OutOfMemoryPriority {
     /// Before all others.
     package static let first = 1000
+    /// Never; only the privileged may say so.
+    package static let never = -1000
 
     /// Of this process; nil where the kernel does not tell.
     package static var current: Int? {
@@ -16,10 +18,8 @@ package enum OutOfMemoryPriority {
         return Int(String(decoding: bytes.prefix(count ?? 0), as: UTF8.self).filter { !$0.isWhitespace })
     }
 
-    /// Failure is nobody's loss: the order is then the kernel's.
-    /// - Parameter process: Of the same user; nil is this process.
-    package static func set(_ value: Int, of process: CInt? = nil) {
-        let path = "/proc/\(process.map { "\($0)" } ?? "self")/oom_score_adj"
-        try? OwnedDescriptor.open(path, flags: O_WRONLY).writeAll(Array("\(value)".utf8))
+    /// Of this process. Failure is nobody's loss: the order is then the kernel's.
+    package static func set(_ value: Int) {
+        try? OwnedDescriptor.open("/proc/self/oom_score_adj", flags: O_WRONLY).writeAll(Array("\(value)".utf8))
     }
 }

@@ -48,6 +48,9 @@ package final class VirtMachine: Sendable {
 
     let requests: RequestQueue
     let lifeCycle = Mutex(LifeCycle())
+    let held = Atomic<Int64>(0)
+    /// When all processors last stood still so that the guest could be paused: ``VirtualClock/hostNanoseconds()``.
+    package var heldNanoseconds: Int64 { held.load(ordering: .relaxed) }
     private let observer: @Sendable (MachineEvent) -> Void
     private let controlThread = Mutex<HostThread?>(nil)
 

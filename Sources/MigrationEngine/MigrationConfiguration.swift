@@ -34,6 +34,9 @@ package struct MigrationConfiguration: Sendable {
     package var runState: String?
     /// How long the destination may take, once everything was sent, to say that it has the guest; 0 waits for ever.
     package var verdictLimitMilliseconds: UInt64 = 0
+    /// Source: how many more bytes of RAM that is not zero may be sent before this is asked again; throws when the host has no
+    /// memory for more. For two processes that share a limit.
+    package var allowance: (@Sendable () throws -> Int)?
     /// Source: after success keep what it takes to take the guest back, until ``MigrationSource/settle(_:)`` says where
     /// it is. For a hand-over that decides who runs by other means than this stream.
     package var keepsWayBack = false

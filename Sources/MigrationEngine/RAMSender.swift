@@ -23,6 +23,8 @@ package final class RAMSender {
     private var position = (block: 0, page: 0)
     private var counts = RAMProgress()
     private var differences: DifferenceSender?
+    private let allowance: (@Sendable () throws -> Int)?
+    private var allowedPages = 0
 
     package init(
         guest: any MigratableGuest, configuration: MigrationConfiguration, hooks: (any SourceRAMHooks)?
@@ -37,6 +39,7 @@ package final class RAMSender {
         taken = blocks.map { PageSet(pageCount: $0.pageCount) }
         dataMaps = blocks.map { DataMap($0) }
         differences = DifferenceSender(configuration)
+        allowance = configuration.allowance
         counts.xbzrle = differences?.progress
         for (index, block) in blocks.enumerated() where !isIgnored[index] {
             counts.totalByteCount += UInt64(block.byteCount)
@@ -232,6 +235,7 @@ package final class RAMSender {
                     continue
                 }
             }
+            run.pages = page..<(page + (try allowed(run.pages.count, in: output.phase)))
             if let hooks {
                 let answer = try hooks.savePage(output, run) { pages in
                     encoder.writeFlippedPages(run.reference, pages, to: output.writer)
@@ -255,6 +259,19 @@ package final class RAMSender {
                 page = run.pages.upperBound
             }
         }
+    }
+
+    /// How many of so many pages may be sent now.
+    private func allowed(_ pageCount: Int, in phase: MigrationPhase) throws(MigrationError) -> Int {
+        guard let allowance else { return pageCount }
+        if allowedPages == 0 {
+            do { allowedPages = max(1, try allowance() / guestPageSize) } catch {
+                throw MigrationError(.limitExceeded, in: phase, "no more of RAM may be sent", cause: error)
+            }
+        }
+        let granted = min(pageCount, allowedPages)
+        allowedPages -= granted
+        return granted
     }
 
     /// Records and contents in the stream, as every QEMU reads them.

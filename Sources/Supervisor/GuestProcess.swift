@@ -164,8 +164,11 @@ package enum GuestProcess {
             limit.rlim_cur = min(limit.rlim_max, 65_536)
             _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
         }
-        return try SignalDescriptor([SIGTERM, SIGINT, SIGHUP, SIGUSR2])
+        return try SignalDescriptor(endingSignals + [SIGUSR2])
     }
+
+    /// Ask for the guest's end.
+    static let endingSignals = [SIGTERM, SIGINT, SIGHUP]
 
     private static func makeGuest(
         _ configuration: RunConfiguration, _ backends: GuestBackends, adopting files: [String: OwnedDescriptor]

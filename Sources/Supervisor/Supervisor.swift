@@ -38,6 +38,9 @@ package final class Supervisor: @unchecked Sendable {
     private var operations: [@Sendable () -> Void] = []
     private var isOperating = false
     private var isQuitting = false
+    private let endIsWanted = Atomic<Bool>(false)
+    /// Somebody wants the guest's end, or it has ended itself. Any thread.
+    var isToEnd: Bool { endIsWanted.load(ordering: .acquiring) }
 
     private let ended = HostSemaphore()
     private let exitStatus = Mutex<Int32>(ExitStatus.done.rawValue)
@@ -275,6 +278,7 @@ package final class Supervisor: @unchecked Sendable {
         precondition(loop.isLoopThread)
         guard !isQuitting else { return }
         isQuitting = true
+        endIsWanted.store(true, ordering: .releasing)
         announce(.shutdown, ["guest": .bool(cause.isGuest), "reason": .string(cause.rawValue)])
         migration.abandon(guestEnded: cause.isGuest) { [self] in endGuest(status) }
     }
@@ -311,6 +315,7 @@ package final class Supervisor: @unchecked Sendable {
 
     /// From outside of QMP: a signal, the console's own keys. Any thread.
     package func requestQuit(bySignal: Bool) {
+        endIsWanted.store(true, ordering: .releasing)
         loop.perform { [self] in
             quit(cause: bySignal ? .hostSignal : .hostUI, status: ExitStatus.done.rawValue)
         }

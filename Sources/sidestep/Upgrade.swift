@@ -124,7 +124,8 @@ struct Upgrade: ParsableCommand {
 
     private static func text(_ name: String, _ report: JSONValue) -> String {
         let pause = report["pause"]
-        let phases = ["stop", "memory", "save", "send", "load", "claim", "resume"].compactMap { phase -> String? in
+        let phases = ["kick", "quiesce", "memory", "save", "send", "load", "swap", "resume"].compactMap {
+            phase -> String? in
             let value = pause?[phase + "-us"]
             return phase == "memory" && report["strategy"] == nil ? nil : "\(phase) \(milliseconds(value))"
         }

@@ -10,15 +10,18 @@ private final class MemoryGroup {
     private let path: String
     private let limitFile: String
     private let usageFile: String
+    private let eventsFile: String
 
     init?() {
         for place in Self.places {
             let path = "\(place)/sidestep-test-\(getpid())"
             guard mkdir(path, 0o755) == 0 else { continue }
-            for (limit, usage) in [
-                ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current"),
+            for (limit, usage, events) in [
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control"),
+                ("memory.max", "memory.current", "memory.events"),
             ] where access("\(path)/\(limit)", W_OK) == 0 {
-                (self.path, limitFile, usageFile) = (path, "\(path)/\(limit)", "\(path)/\(usage)")
+                (self.path, limitFile) = (path, "\(path)/\(limit)")
+                (usageFile, eventsFile) = ("\(path)/\(usage)", "\(path)/\(events)")
                 return
             }
             rmdir(path)
@@ -28,7 +31,10 @@ private final class MemoryGroup {
 
     static var isPossible: Bool { MemoryGroup() != nil }
 
-    deinit { rmdir(path) }
+    deinit {
+        // Whoever was in it may not be quite gone.
+        for _ in 0..<500 where rmdir(path) != 0 { usleep(20_000) }
+    }
 
     func add(_ process: Int32) throws {
         try "\(process)".write(toFile: "\(path)/cgroup.procs", atomically: false, encoding: .utf8)
@@ -36,6 +42,14 @@ private final class MemoryGroup {
     var usage: Int {
         let text = (try? String(contentsOfFile: usageFile, encoding: .utf8)) ?? ""
         return Int(text.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0
+    }
+    /// Processes that the kernel has killed.
+    var kills: Int {
+        let text = (try? String(contentsOfFile: eventsFile, encoding: .utf8)) ?? ""
+        for line in text.split(separator: "\n") where line.hasPrefix("oom_kill ") {
+            return Int(line.dropFirst(9)) ?? -1
+        }
+        return -1
     }
     func limit(to byteCount: Int) throws {
         try "\(byteCount)".write(toFile: limitFile, atomically: false, encoding: .utf8)
@@ -52,18 +66,24 @@ struct ScarcityTests {
         let program: RunningProgram
         let image: String
 
-        init(_ more: [String] = [], fault: String? = nil) throws {
+        /// - Parameter seesGroups: False hides from it what its control groups are.
+        init(_ more: [String] = [], fault: String? = nil, seesGroups: Bool = true) throws {
             run = try MonitorRun()
             image = run.directory.file("disk.img")
             _ = FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20))
             var environment = run.environment
             environment["SIDESTEP_HANDOVER_FAULT"] = fault
-            program = try RunningProgram(
-                Checkout.tool,
+            let words =
                 [
                     "run", "--name", "guest", "--console", "stdio", "--firmware", Heartbeat.elf, "--memory", "64M",
                     "--disk", "path=\(image)",
-                ] + more, name: "guest", environment: environment, limitSeconds: 300)
+                ] + more
+            let hidden = [
+                "--mount", "sh", "-c", "mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"", "sh", Checkout.tool,
+            ]
+            program = try RunningProgram(
+                seesGroups ? Checkout.tool : HostTools.path(of: "unshare") ?? "unshare",
+                seesGroups ? words : hidden + words, name: "guest", environment: environment, limitSeconds: 300)
             try program.wait(for: "tick 1 ", seconds: 60)
         }
 
@@ -182,30 +202,76 @@ struct ScarcityTests {
         try guest.finish()
     }
 
+    /// Ways of a guest with 24 MiB in use.
+    private static let sendings = [
+        [], Sending.flip.arguments, Sending(channel: "socket", strategy: "precopy").arguments,
+    ]
+
     @Test(
-        "memory runs out in the control group: the kernel takes the successor, never the guest",
+        "the control group's memory does not suffice: refused with the number and the place, and nobody is killed",
         .enabled(if: MemoryGroup.isPossible, "no memory control group can be made here (root, with cgroups writable)"),
-        .enabled(
-            if: Environment.all["SIDESTEP_FULL"] != nil,
-            "a known fault: by socket and precopy the kernel may take the guest's process; SIDESTEP_FULL=1 runs it"),
-        arguments: [Sending.flip, Sending(channel: "socket", strategy: "precopy")])
-    func memoryLimit(sending: Sending) throws {
+        arguments: sendings)
+    func memoryLimit(arguments: [String]) throws {
         let group = try #require(MemoryGroup())
         let guest = try Guest()
         try guest.program.type("6000m")
         try group.add(try guest.process)
         // So that all it has is the group's own.
-        #expect(try guest.attempt(sending.arguments, "into the group"))
+        #expect(try guest.attempt(arguments, "into the group"))
         var refusals = 0
         for mebibytes in stride(from: 4, through: 128, by: 4) {
             try group.limit(to: group.usage + mebibytes << 20)
-            let hasMoved = try guest.attempt(sending.arguments, "\(mebibytes) MiB more")
+            let result = try guest.run.command(["upgrade", "guest"] + arguments)
+            #expect(group.kills == 0, "\(mebibytes) MiB more")
             try group.limit(to: 1 << 40)
-            if hasMoved { break }
+            try guest.expectWell("\(mebibytes) MiB more")
+            if result.end == .exited(status: 0) { break }
+            #expect(
+                result.end == .exited(status: 80) && result.errors.contains("memory is short:")
+                    && result.errors.contains("/sidestep-test-\(getpid()) has ") && result.errors.contains("unharmed"),
+                "\(mebibytes) MiB more: \(result)")
             refusals += 1
         }
         #expect((1..<32).contains(refusals), "\(refusals) refusals")
         try guest.finish()
+        withExtendedLifetime(group) {}
+    }
+
+    @Test(
+        "memory runs out in a control group that cannot be seen: the kernel takes the successor, never the guest",
+        .enabled(if: MemoryGroup.isPossible, "no memory control group can be made here (root, with cgroups writable)"),
+        arguments: sendings)
+    func unseenMemoryLimit(arguments: [String]) throws {
+        let group = try #require(MemoryGroup())
+        let guest = try Guest(seesGroups: false)
+        try guest.program.type("6000m")
+        try group.add(try guest.process)
+        #expect(try guest.attempt(arguments, "into the group"))
+        var refusals = 0
+        for mebibytes in stride(from: 1, through: 128, by: 1) {
+            try group.limit(to: group.usage + mebibytes << 20)
+            let hasMoved = try guest.attempt(arguments, "\(mebibytes) MiB more")
+            try group.limit(to: 1 << 40)
+            if hasMoved { break }
+            refusals += 1
+        }
+        #expect((1..<128).contains(refusals) && group.kills >= 1, "\(refusals) refusals, \(group.kills) killed")
+        let priority = try String(contentsOfFile: "/proc/\(guest.process)/oom_score_adj", encoding: .utf8)
+        let own = try String(contentsOfFile: "/proc/self/oom_score_adj", encoding: .utf8)
+        #expect(priority == own, "what it is to the kernel is what it was")
+        try guest.finish()
+        withExtendedLifetime(group) {}
+    }
+
+    /// The fault has happened, and the process stands still.
+    private func waitUntilStopped(_ process: Int32, _ mark: String) throws {
+        try HostTools.need(
+            "sh",
+            [
+                "-c",
+                "until [ -e \(mark) ] && grep -q '^State:[[:space:]]*T' /proc/\(process)/status; do sleep 0.02; done",
+            ],
+            seconds: 30)
     }
 
     @Test("a successor that hangs is given up and the guest runs on", arguments: ["6", "8", "9"])
@@ -218,6 +284,25 @@ struct ScarcityTests {
         try guest.finish()
     }
 
+    @Test(
+        "who asks the guest to end while it moves gets its end, wherever it is then",
+        arguments: ["2", "4", "5", "7", "9", "11"])
+    func endWhileMoving(step: String) throws {
+        let mark = NSTemporaryDirectory() + "sidestep-end-\(UUID().uuidString)"
+        defer { unlink(mark) }
+        let guest = try Guest(fault: "source:\(step):stop:\(mark)")
+        let process = try guest.process
+        let asking = try RunningProgram(
+            Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: guest.run.environment)
+        try waitUntilStopped(process, mark)
+        kill(process, SIGTERM)
+        kill(process, SIGCONT)
+        #expect(try guest.program.waitForEnd(seconds: 60) == .exited(status: 0))
+        try asking.waitForEnd(seconds: 30)
+        #expect(
+            !FileManager.default.fileExists(atPath: guest.run.directory.path + "/sidestep/guest"), "it is still there")
+    }
+
     @Test("a source that hangs delays, and hurts nothing", arguments: ["3", "5", "7", "9"])
     func sourceHangs(step: String) throws {
         let mark = NSTemporaryDirectory() + "sidestep-hang-\(UUID().uuidString)"
@@ -226,8 +311,7 @@ struct ScarcityTests {
         let process = try guest.process
         let asking = try RunningProgram(
             Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: guest.run.environment)
-        try HostTools.need(
-            "sh", ["-c", "until [ -e \(mark) ]; do sleep 0.02; done; sleep 0.3"], seconds: 30)
+        try waitUntilStopped(process, mark)
         kill(process, SIGCONT)
         try asking.waitForEnd(seconds: 30)
         try guest.expectWell("step \(step)")

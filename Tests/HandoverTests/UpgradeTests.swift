@@ -62,10 +62,19 @@ struct UpgradeTests {
         for _ in 0..<20 {
             let report = try run.upgrade()
             #expect(report.channel == "memfd" && report.copiedBytes == 0)
+            #expect(
+                Set(report.pause.phases.keys)
+                    == Set(["kick", "quiesce", "memory", "save", "send", "load", "swap", "resume"].map { "\($0)-us" }))
+            #expect(report.pause.phases["kick-us", default: 0] > 0 && report.pause.phases["quiesce-us", default: 0] > 0)
+            #expect(abs(report.pause.sum - report.pauseMicroseconds) < 1)
             processes.insert(report.process)
             try guest.wait(for: "tick ", seconds: 30)
         }
         #expect(processes.count == 20, "each move is to a new process")
+        let migration = try run.command(["qmp", "guest", "query-migrate"])
+        for word in [#""status": "completed""#, #""downtime":"#, #""total-time":"#, #""x-channel-kind": "memfd""#] {
+            #expect(migration.output.contains(word), "\(migration)")
+        }
         try guest.type("p")
         let statistics = try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30))
         #expect(statistics.bad == 0 && statistics.harts == harts)
@@ -84,8 +93,13 @@ struct UpgradeTests {
         let path = run.directory.path + "/console"
         let guest = try run.heartbeat(["--console", "unix:\(path)"])
         let deadline = Date().addingTimeInterval(30)
-        while !FileManager.default.fileExists(atPath: path), Date() < deadline { usleep(10_000) }
-        let client = try StreamSocket.connect(to: .unix(path: path))
+        var connection: OwnedDescriptor?
+        while connection == nil, Date() < deadline {
+            // The name may be there a moment before somebody listens.
+            connection = try? StreamSocket.connect(to: .unix(path: path))
+            if connection == nil { usleep(10_000) }
+        }
+        let client = try #require(connection)
         let transcript = try Transcript(name: "console client", reading: try client.duplicate())
         try transcript.wait(for: "tick ", seconds: 30)
         for _ in 0..<5 {
@@ -112,22 +126,22 @@ struct UpgradeTests {
         try guest.wait(for: "tick 1 ", seconds: 60)
         let socket = try StreamSocket.connect(to: .unix(path: run.directory.path + "/sidestep/guest/qmp.sock"))
         let transcript = try Transcript(name: "QMP client", reading: try socket.duplicate())
-        try transcript.wait(for: "QMP", seconds: 10)
+        try transcript.wait(for: "QMP", seconds: 30)
         func send(_ text: String, _ descriptors: [OwnedDescriptor] = []) throws {
             try StreamSocket.sendAll(Array(text.utf8), descriptors: descriptors, to: socket)
         }
         try send(#"{"execute": "qmp_capabilities", "id": 1}"#)
-        try transcript.wait(for: #""id": 1"#, seconds: 10)
+        try transcript.wait(for: #""id": 1"#, seconds: 30)
         try send(#"{"execute": "getfd", "arguments": {"fdname": "kept"}, "id": 2}"#, [try .event()])
-        try transcript.wait(for: #""id": 2"#, seconds: 10)
+        try transcript.wait(for: #""id": 2"#, seconds: 30)
         try send(#"{"execute": "query-st"#)  // half a command crosses
         usleep(50_000)
         let report = try run.upgrade()
         try send(#"atus", "id": 3}"#)
-        #expect(try transcript.wait(for: #""id": 3"#, seconds: 10).contains("running"))
+        #expect(try transcript.wait(for: #""id": 3"#, seconds: 30).contains("running"))
         #expect(transcript.text.contains("MIGRATION"))
         try send(#"{"execute": "closefd", "arguments": {"fdname": "kept"}, "id": 4}"#)
-        #expect(try transcript.wait(for: #""id": 4"#, seconds: 10).contains("return"))
+        #expect(try transcript.wait(for: #""id": 4"#, seconds: 30).contains("return"))
         let pid = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
         #expect(Int(pid.trimmingCharacters(in: .whitespacesAndNewlines)) == report.process)
         try guest.type("q")
@@ -198,13 +212,16 @@ struct UpgradeTests {
         try guest.wait(for: "tick ", seconds: 30)
     }
 
-    @Test("a paused guest arrives paused and goes on when told")
-    func paused() throws {
+    @Test(
+        "a paused guest arrives paused and goes on when told, and its pause is none",
+        arguments: [[]] + Sending.all.map(\.arguments))
+    func paused(arguments: [String]) throws {
         let run = try MonitorRun()
         let guest = try run.heartbeat()
         try guest.wait(for: "tick 1 ", seconds: 60)
         #expect(try run.command(["pause", "guest"]).end == .exited(status: 0))
-        _ = try run.upgrade()
+        let report = try run.upgrade("guest", arguments)
+        #expect(report.pauseMicroseconds < 60_000_000 && abs(report.pause.sum - report.pauseMicroseconds) < 1)
         #expect(try run.command(["status", "guest"]).output.contains("paused"))
         guest.output.skipToEnd()
         #expect(try run.command(["resume", "guest"]).end == .exited(status: 0))

@@ -1,3 +1,4 @@
+import GuestTime
 import LinuxCalls
 import PlatformDevices
 import ProcessorModel
@@ -136,6 +137,7 @@ extension VirtMachine {
         gate.close()
         for thread in threads { thread.beginHolding() }
         for thread in threads { thread.waitUntilHeld() }
+        held.store(VirtualClock.hostNanoseconds(), ordering: .relaxed)
         timers.pause()
         for device in devices { device.quiesce() }
         clock.pause()

@@ -121,14 +121,18 @@ package struct HandoverSource {
     }
 
     /// Starts the program that becomes the destination, with one end of a socket pair that nobody else can reach.
-    /// - Parameter arguments: Gets the number of the descriptor at which the program finds its end.
+    /// - Parameters:
+    ///   - outOfMemoryPriority: What it is to the kernel when memory runs out; nil is what we are.
+    ///   - arguments: Gets the number of the descriptor at which the program finds its end.
     package static func start(
-        path: String, name: String, environment: [String]? = nil, arguments: (CInt) -> [String]
+        path: String, name: String, environment: [String]? = nil, outOfMemoryPriority: Int? = nil,
+        arguments: (CInt) -> [String]
     ) throws(SystemCallError) -> (socket: OwnedDescriptor, process: ChildProcess) {
         let (near, far) = try StreamSocket.pair()
         let number: CInt = 3
         let process = try ChildProcess(
-            path: path, name: name, arguments: arguments(number), environment: environment, descriptors: [number: far])
+            path: path, name: name, arguments: arguments(number), environment: environment, descriptors: [number: far],
+            outOfMemoryPriority: outOfMemoryPriority)
         return (near, process)
     }
 

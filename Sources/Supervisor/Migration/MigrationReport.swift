@@ -19,6 +19,21 @@ struct MigrationReport: Sendable {
     /// `x-ignore-shared`, and there is memory that has a name.
     var sharesMemory = false
 
+    init(
+        side: Side, progress: MigrationProgress, startNanoseconds: Int64, isAutoConverging: Bool = false,
+        channel: String, strategy: MigrationStrategy, capabilities: Set<MigrationCapability> = [],
+        handsOverMemory: Bool = false
+    ) {
+        self.side = side
+        self.progress = progress
+        self.startNanoseconds = startNanoseconds
+        self.isAutoConverging = isAutoConverging
+        self.channel = channel
+        self.strategy = strategy
+        self.capabilities = capabilities
+        self.handsOverMemory = handsOverMemory
+    }
+
     func json(nowNanoseconds: Int64) -> JSONValue {
         var result = JSONObject()
         let status = progress.status
@@ -60,7 +75,15 @@ struct MigrationReport: Sendable {
     }
 
     /// How RAM crosses, and why in this way.
-    private var way: (kind: String, reason: String) {
+    var way: (kind: String, reason: String) {
+        get { knownWay ?? usualWay }
+        set { knownWay = newValue }
+    }
+
+    /// When the capabilities do not tell.
+    private var knownWay: (kind: String, reason: String)?
+
+    private var usualWay: (kind: String, reason: String) {
         let scheme = channel.prefix { $0 != ":" }
         switch scheme {
         case "file": return ("file", "a file keeps the guest; nobody runs it")

@@ -44,28 +44,45 @@ extension Supervisor {
         let program = request.binary ?? equipment.program
         let process: ChildProcess
         let socket: OwnedDescriptor
+        let room = UpgradeRoom()
+        do throws(Refusal) { try room.requireSuccessor() } catch {
+            return failed("\(error); the guest runs on, unharmed")
+        }
         do {
-            (socket, process) = try HandoverSource.start(path: program, name: Product.name) { ["adopt", "\($0)"] }
+            (socket, process) = try HandoverSource.start(
+                path: program, name: Product.name, outOfMemoryPriority: OutOfMemoryPriority.first
+            ) { ["adopt", "\($0)"] }
         } catch {
             return failed("\(program) cannot be started: \(error); the guest runs on, unharmed")
         }
-        // When memory runs short, the kernel is to take that process and not the guest.
-        OutOfMemoryPriority.set(OutOfMemoryPriority.first, of: process.processIdentifier)
-        let source = UpgradeSource(self, equipment, request)
+        // Should memory run out all the same, the kernel takes that process, and then, where we may say so, rather none than
+        // this one: it finds the first one's shared memory in use until that is quite gone.
+        let priority = OutOfMemoryPriority.current
+        OutOfMemoryPriority.set(OutOfMemoryPriority.never)
+        let source = UpgradeSource(self, equipment, request, room: room, outOfMemoryPriority: priority)
         let outcome = HandoverSource(
-            socket: socket, destination: process.processDescriptor, atStep: HandoverFault.order(for: "source")
+            socket: socket, destination: process.processDescriptor, atStep: HandoverFault.order(for: "source"),
+            isCancelled: { self.isToEnd }
         ).run(source)
+        if case .moved = outcome {
+        } else {
+            process.kill()
+            _ = process.wait()
+            if let priority { OutOfMemoryPriority.set(priority) }
+        }
         switch outcome {
         case .moved:
+            // For a service manager the end of the main process is the service's: it must know of the other one before.
+            ServiceManager.awaitReading(limitMilliseconds: 10_000)
+            // Who asked this process to end meanwhile meant the guest.
+            let isPending = SignalDescriptor.isPending(GuestProcess.endingSignals)
+            loop.barrier()
+            if isPending || isToEnd { process.signal(SIGTERM) }
             // Everything is the successor's. Nothing of ours may be tidied up: not the terminal, not the run directory.
             _exit(ExitStatus.done.rawValue)
         case .stayed(let error):
-            process.kill()
-            _ = process.wait()
             failed("\(error); the guest runs on here, unharmed")
         case .stayedPaused(let error):
-            process.kill()
-            _ = process.wait()
             loop.sync { self.noteStopped() }
             failed("\(error); the guest is here, paused")
         }

@@ -113,7 +113,7 @@ struct UpgradeDescription: Codable {
     /// When memory is sent rather than handed over: how. The socket it comes through is then among the descriptors.
     var strategy: String?
     /// What the guest's process is to the kernel when memory runs out; its successor is the first to go until it has the guest.
-    var outOfMemoryPriority: Int? = OutOfMemoryPriority.current
+    var outOfMemoryPriority: Int?
     /// From version 2 on.
     var history: GuestHistory?
 

@@ -23,6 +23,7 @@ final class UpgradeDestination: HandoverReceiver {
     private var memory: UpgradeMemoryDestination?
     private var sentMemory = SentMemory()
     private var reader: SavedComponents.Reader?
+    private var held: Int64?
     private var processorNanoseconds: Int64 = 0
     /// Where the page tables are still to be filled.
     private var unpopulated: [(block: RAMBlock, start: Int)] = []
@@ -140,6 +141,7 @@ final class UpgradeDestination: HandoverReceiver {
             clockOffset = offset
         }
         if let bytes = blobs["memory"] { sentMemory = try SentMemory(bytes) }
+        held = blobs["held"].flatMap(integer(bigEndian:))
         try memory?.finish()
         try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
         try reader?.decode(components)
@@ -169,10 +171,11 @@ final class UpgradeDestination: HandoverReceiver {
             times: times, channel: description.channel, strategy: description.strategy, reason: description.reason,
             process: getpid(),
             stateByteCount: stateByteCount, ramByteCount: guest.ramBlocks.reduce(0) { $0 + $1.byteCount },
-            sent: sentMemory, processorNanoseconds: processorNanoseconds + sentMemory.processorNanoseconds)
+            sent: sentMemory, held: held, processorNanoseconds: processorNanoseconds + sentMemory.processorNanoseconds)
         let runState: RunState = clockOffset != nil ? .running : description.runState
         loop.sync {
             supervisor.noteArrival(runState)
+            supervisor.migration.report = report.migration
             supervisor.server.resume()
             supervisor.server.answerInherited("x-sidestep-upgrade", .success(report.json))
             supervisor.server.refuseInherited(

@@ -59,16 +59,20 @@ final class UpgradeMemorySource {
         var isOver = false
     }
 
-    /// - Parameter socket: Our end of a socket pair for this RAM alone.
-    init(_ guest: VirtGuest, plan: UpgradePlan, socket: OwnedDescriptor, limitMilliseconds: Int)
-        throws(SystemCallError)
-    {
+    /// - Parameters:
+    ///   - socket: Our end of a socket pair for this RAM alone.
+    ///   - allowance: How much may be sent before it is asked again; see ``UpgradeRoom``.
+    init(
+        _ guest: VirtGuest, plan: UpgradePlan, socket: OwnedDescriptor, limitMilliseconds: Int,
+        allowance: @escaping @Sendable () throws -> Int
+    ) throws(SystemCallError) {
         self.limitMilliseconds = limitMilliseconds
         let gate = Gate(PauseState())
         guard_ = gate
         self.guest = MemoryOnlyGuest(guest) { gate.update { $0.hasBegun = true } }
         transport = try DescriptorTransport(name: plan.channel.rawValue, socket: socket)
         var configuration = plan.configuration
+        configuration.allowance = allowance
         configuration.verdictLimitMilliseconds = UInt64(limitMilliseconds)
         configuration.parameters.stallLimitMilliseconds = UInt64(limitMilliseconds)
         let hooks =

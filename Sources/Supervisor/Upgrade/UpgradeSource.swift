@@ -14,6 +14,8 @@ final class UpgradeSource: HandoverSubject {
     private let backends: GuestBackends
     private let keeper: ProcessKeeper?
     private let request: UpgradeRequest
+    private let room: UpgradeRoom
+    private let outOfMemoryPriority: Int?
     private var plan: UpgradePlan?
     private var stateVersion = 1
     private var memory: UpgradeMemorySource?
@@ -21,7 +23,13 @@ final class UpgradeSource: HandoverSubject {
     private var isSuspended = false
     private let processorTimeAtStart = SentMemory.threadProcessorNanoseconds()
 
-    init(_ supervisor: Supervisor, _ equipment: UpgradeEquipment, _ request: UpgradeRequest) {
+    /// - Parameter outOfMemoryPriority: What this process was before the hand-over, and the successor is to be after it.
+    init(
+        _ supervisor: Supervisor, _ equipment: UpgradeEquipment, _ request: UpgradeRequest, room: UpgradeRoom,
+        outOfMemoryPriority: Int?
+    ) {
+        self.room = room
+        self.outOfMemoryPriority = outOfMemoryPriority
         self.supervisor = supervisor
         guest = equipment.guest
         backends = equipment.backends
@@ -41,7 +49,8 @@ final class UpgradeSource: HandoverSubject {
             request, blocks: guest.ramBlocks, peerChannels: peer.channels, splices: UpgradePlan.kernelSplices)
     }
 
-    var pauseBegan: Int64? { memory?.pauseBegan }
+    /// Nil also of a guest that stood still before.
+    var pauseBegan: Int64? { memory.flatMap { $0.pauseBegan > 0 ? $0.pauseBegan : nil } }
 
     func describe() throws -> HandoverDescription {
         guard let plan else { throw Refusal("nothing was agreed on") }
@@ -53,6 +62,7 @@ final class UpgradeSource: HandoverSubject {
             runDirectory: supervisor.directory.path, consoleDescription: backends.consoleDescription,
             runState: runState,
             channel: plan.channel.rawValue, reason: plan.reason, strategy: plan.strategy?.rawValue,
+            outOfMemoryPriority: outOfMemoryPriority,
             history: stateVersion >= UpgradeStateVersion.withHistory ? history : nil)
         var parcel = BackendParcel()
         for (name, handover) in try backends.handOverDisks() { parcel.add(name, handover) }
@@ -63,7 +73,11 @@ final class UpgradeSource: HandoverSubject {
             // Nobody but these two processes ever has an end of it.
             let (near, far) = try StreamSocket.pair()
             memory = try UpgradeMemorySource(
-                guest, plan: plan, socket: near, limitMilliseconds: pauseLimitMilliseconds ?? 0)
+                guest, plan: plan, socket: near, limitMilliseconds: pauseLimitMilliseconds ?? 0
+            ) { [supervisor, room] in
+                guard !supervisor.isToEnd else { throw Refusal("the guest is to end") }
+                return try room.allowance()
+            }
             resources.append(NamedDescriptor("memory", far))
         }
         var blobs = NamedBlobs()
@@ -114,6 +128,7 @@ final class UpgradeSource: HandoverSubject {
         }
         sent.processorNanoseconds = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
         blobs["memory"] = sent.bytes
+        blobs["held"] = bigEndian(guest.machine.heldNanoseconds)
         return HandoverState(bytes: blobs.bytes, resources: parcel.descriptors)
     }
 
