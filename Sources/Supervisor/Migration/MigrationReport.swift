@@ -22,7 +22,7 @@ struct MigrationReport: Sendable {
     init(
         side: Side, progress: MigrationProgress, startNanoseconds: Int64, isAutoConverging: Bool = false,
         channel: String, strategy: MigrationStrategy, capabilities: Set<MigrationCapability> = [],
-        handsOverMemory: Bool = false
+        handsOverMemory: Bool = false, sharesMemory: Bool = false
     ) {
         self.side = side
         self.progress = progress
@@ -32,6 +32,7 @@ struct MigrationReport: Sendable {
         self.strategy = strategy
         self.capabilities = capabilities
         self.handsOverMemory = handsOverMemory
+        self.sharesMemory = sharesMemory
     }
 
     func json(nowNanoseconds: Int64) -> JSONValue {
