@@ -18,22 +18,8 @@ struct MigrationReport: Sendable {
     var handsOverMemory = false
     /// `x-ignore-shared`, and there is memory that has a name.
     var sharesMemory = false
-
-    init(
-        side: Side, progress: MigrationProgress, startNanoseconds: Int64, isAutoConverging: Bool = false,
-        channel: String, strategy: MigrationStrategy, capabilities: Set<MigrationCapability> = [],
-        handsOverMemory: Bool = false, sharesMemory: Bool = false
-    ) {
-        self.side = side
-        self.progress = progress
-        self.startNanoseconds = startNanoseconds
-        self.isAutoConverging = isAutoConverging
-        self.channel = channel
-        self.strategy = strategy
-        self.capabilities = capabilities
-        self.handsOverMemory = handsOverMemory
-        self.sharesMemory = sharesMemory
-    }
+    /// How RAM crossed, and why in this way, where the capabilities do not tell.
+    var knownWay: (kind: String, reason: String)?
 
     func json(nowNanoseconds: Int64) -> JSONValue {
         var result = JSONObject()
@@ -76,15 +62,8 @@ struct MigrationReport: Sendable {
     }
 
     /// How RAM crosses, and why in this way.
-    var way: (kind: String, reason: String) {
-        get { knownWay ?? usualWay }
-        set { knownWay = newValue }
-    }
-
-    /// When the capabilities do not tell.
-    private var knownWay: (kind: String, reason: String)?
-
-    private var usualWay: (kind: String, reason: String) {
+    private var way: (kind: String, reason: String) {
+        if let knownWay { return knownWay }
         let scheme = channel.prefix { $0 != ":" }
         switch scheme {
         case "file": return ("file", "a file keeps the guest; nobody runs it")

@@ -39,7 +39,7 @@ struct UpgradeReport {
         var report = MigrationReport(
             side: .destination, progress: MigrationProgress(), startNanoseconds: times.begun,
             channel: "upgrade", strategy: self.strategy == UpgradeStrategy.precopy.rawValue ? .precopy : .stopAndCopy)
-        report.way = (kind: channel, reason: reason)
+        report.knownWay = (kind: channel, reason: reason)
         let done = max(times.resumed, times.claimed)
         func span(_ start: Int64, _ end: Int64) -> UInt64 { UInt64(max(end - start, 0)) }
         report.progress.status = .completed
