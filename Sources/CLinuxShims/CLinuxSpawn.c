@@ -3,15 +3,35 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/// The new process until it is another program. It shares our memory and our thread waits for it (vfork(2)): it may call the
-/// kernel and nothing else. Answers what failed, if it comes back.
-static int become(const char *path, char *const *words, char *const *environment, const int *pairs, int pair_count,
-                  const char *priority) {
+struct program {
+    const char *path;
+    char *const *words, *const *environment;
+    const int *pairs;
+    int pair_count;
+    const char *priority;
+    /// For an orphan: of the process between, which starts it.
+    char *stack;
+    /// Written by the new processes, which share our memory.
+    volatile pid_t process;
+    volatile int failure;
+};
+
+enum { stack_size = 16 << 10 };
+
+/// The new process runs `body` while the calling thread waits until it is another program or has ended, as by vfork(2), but with a
+/// stack of its own. It may call the kernel and nothing else.
+static pid_t start(int (*body)(void *), char *stack, struct program *program) {
+    return clone(body, stack + stack_size, CLONE_VM | CLONE_VFORK | SIGCHLD, program);
+}
+
+/// What failed, if it comes so far.
+static int attempt(const struct program *program) {
     struct sigaction action;
     for (int number = 1; number < 65; number++) {
         // Our handlers must not run over there; what we ignore stays ignored, as posix_spawn has it.
@@ -20,38 +40,50 @@ static int become(const char *path, char *const *words, char *const *environment
         action.sa_handler = SIG_DFL;
         sigaction(number, &action, NULL);
     }
-    // Failure is nobody's loss: the order is then the kernel's.
+    // It must not go on as one that the kernel never takes, which its parent may be: then nobody could be.
     int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (file >= 0) {
-        if (write(file, priority, strlen(priority)) < 0) errno = 0;
-        close(file);
-    }
-    for (int i = 0; i < pair_count; i++)
-        if (dup2(pairs[2 * i], pairs[2 * i + 1]) < 0) return errno;
+    if (file < 0 && errno != EACCES) return errno;  // who may not write it has never written it
+    if (file >= 0 && write(file, program->priority, strlen(program->priority)) < 0) return errno;
+    if (file >= 0) close(file);
+    for (int i = 0; i < program->pair_count; i++)
+        if (dup2(program->pairs[2 * i], program->pairs[2 * i + 1]) < 0) return errno;
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    execve(path, words, environment);
+    execve(program->path, program->words, program->environment);
     return errno;
 }
 
+static int become(void *argument) {
+    struct program *program = argument;
+    program->failure = attempt(program);
+    _exit(127);
+}
+
+static int start_and_end(void *argument) {
+    struct program *program = argument;
+    program->process = start(become, program->stack, program);
+    if (program->process < 0) program->failure = errno;
+    _exit(0);
+}
+
+static void reap(pid_t process) {
+    while (waitpid(process, NULL, 0) < 0 && errno == EINTR) continue;
+}
+
 int shim_spawn_first_to_go(const char *path, char *const *words, char *const *environment, const int *pairs, int pair_count,
-                           const char *priority) {
+                           const char *priority, int as_orphan) {
+    _Alignas(16) char stacks[2][stack_size];
+    struct program program = {.path = path, .words = words, .environment = environment, .pairs = pairs,
+                              .pair_count = pair_count, .priority = priority, .stack = stacks[1]};
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    volatile int failure = 0;
-    pid_t child = vfork();
-    if (child == 0) {
-        failure = become(path, words, environment, pairs, pair_count, priority);
-        _exit(127);
-    }
-    int error = child < 0 ? errno : failure;
-    if (child > 0 && error != 0) {
-        while (waitpid(child, NULL, 0) < 0 && errno == EINTR) continue;
-    }
+    pid_t child = start(as_orphan ? start_and_end : become, stacks[0], &program);
+    if (child < 0) program.failure = errno;
+    else if (as_orphan || program.failure != 0) reap(child);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error == 0) return child;
-    errno = error;
+    if (program.failure == 0) return as_orphan ? program.process : child;
+    errno = program.failure;
     return -1;
 }

@@ -33,12 +33,15 @@ package final class ChildProcess: Sendable {
     ///   - directory: Its working directory; nil keeps ours.
     ///   - outOfMemoryPriority: What it is to the kernel when memory runs out, from before its first instruction on; nil is
     ///     what we are. Only with none of the three before.
+    ///   - isOrphan: Not our child but of whoever takes orphans (init, a subreaper), who learns how it ended. Only with a
+    ///     priority.
     package init(
         path: String, name: String? = nil, arguments: [String], environment: [String]? = nil,
         descriptors: [CInt: OwnedDescriptor] = [:], newProcessGroup: Bool = false, newSession: Bool = false,
-        directory: String? = nil, outOfMemoryPriority: Int? = nil
+        directory: String? = nil, outOfMemoryPriority: Int? = nil, isOrphan: Bool = false
     ) throws(SystemCallError) {
         precondition(outOfMemoryPriority == nil || !(newProcessGroup || newSession || directory != nil))
+        precondition(!isOrphan || outOfMemoryPriority != nil)
         var actions = unsafe posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
         defer { unsafe posix_spawn_file_actions_destroy(&actions) }
@@ -85,8 +88,8 @@ package final class ChildProcess: Sendable {
         if let outOfMemoryPriority {
             let pairs = staged.flatMap { [$0.source.rawValue, $0.target] }
             child = unsafe shim_spawn_first_to_go(
-                path, words, block, pairs, CInt(staged.count), "\(outOfMemoryPriority)")
-            guard child > 0 else { throw SystemCallError("vfork", Errno(rawValue: errno), subject: path) }
+                path, words, block, pairs, CInt(staged.count), "\(outOfMemoryPriority)", isOrphan ? 1 : 0)
+            guard child > 0 else { throw SystemCallError("clone", Errno(rawValue: errno), subject: path) }
         } else {
             let status = unsafe posix_spawn(&child, path, &actions, &attributes, words, block)
             guard status == 0 else { throw SystemCallError("posix_spawn", Errno(rawValue: status), subject: path) }
@@ -110,7 +113,7 @@ package final class ChildProcess: Sendable {
 
     package func kill() { signal(SIGKILL) }
 
-    /// How it ended, or nil while it runs or when the time is over.
+    /// How it ended, or nil while it runs, when the time is over, or when it was no child of ours.
     package func wait(timeoutMilliseconds: CInt = -1) -> ProcessEnd? {
         if let known = end.withLock({ $0 }) { return known }
         guard

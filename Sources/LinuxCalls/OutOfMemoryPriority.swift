@@ -18,8 +18,20 @@ package enum OutOfMemoryPriority {
         return Int(String(decoding: bytes.prefix(count ?? 0), as: UTF8.self).filter { !$0.isWhitespace })
     }
 
-    /// Of this process. Failure is nobody's loss: the order is then the kernel's.
+    /// Of this process. What the kernel does not allow changes nothing: the order is then the kernel's.
     package static func set(_ value: Int) {
         try? OwnedDescriptor.open("/proc/self/oom_score_adj", flags: O_WRONLY).writeAll(Array("\(value)".utf8))
+    }
+
+    /// Puts this process behind as many others as it may.
+    /// - Returns: What it was, for ``set(_:)``; nil where the kernel does not tell, and nothing was changed.
+    package static func setLast() -> Int? {
+        guard let before = current else { return nil }
+        // Without privileges, back to what most are is all that may be allowed.
+        for value in [never, 0] where value < before {
+            set(value)
+            if current == value { break }
+        }
+        return before
     }
 }

@@ -242,8 +242,7 @@ struct ScarcityTests {
         .enabled(if: MemoryGroup.isPossible, "no memory control group can be made here (root, with cgroups writable)"),
         .enabled(
             if: Environment.all["SIDESTEP_FULL"] != nil,
-            "a known fault: while the successor is started the kernel may take the guest's process; SIDESTEP_FULL=1 runs it"
-        ),
+            "a known fault: without CAP_SYS_RESOURCE the kernel may take the guest's process; SIDESTEP_FULL=1 runs it"),
         arguments: sendings)
     func unseenMemoryLimit(arguments: [String]) throws {
         let group = try #require(MemoryGroup())

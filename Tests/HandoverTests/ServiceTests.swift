@@ -140,10 +140,6 @@ struct ServiceTests {
 
     @Test(
         "a unit of a real service manager stays up over upgrades, with the right main process",
-        .enabled(
-            if: Environment.all["SIDESTEP_FULL"] != nil,
-            "a known fault: at the end, a stop by the manager may find the guest ended by a signal; SIDESTEP_FULL=1 runs it"
-        ),
         .enabled(if: canHaveManager.isMet, "\(canHaveManager)"))
     func unit() throws {
         let run = try MonitorRun()

@@ -123,26 +123,6 @@ import Testing
         #expect(killed.wait(timeoutMilliseconds: 10_000) == .signaled(signal: SIGKILL))
     }
 
-    @Test("a child is the first to go when memory runs out, from its first instruction on; what fails is told")
-    func outOfMemoryPriority() throws {
-        let (readEnd, writeEnd) = try OwnedDescriptor.pipe()
-        let before = OutOfMemoryPriority.current
-        let child = try ChildProcess(
-            path: "/bin/sh",
-            arguments: ["-c", "cat /proc/self/oom_score_adj /proc/$$/oom_score_adj; grep SigBlk /proc/$$/status"],
-            descriptors: [1: writeEnd, 7: writeEnd], outOfMemoryPriority: OutOfMemoryPriority.first)
-        #expect(child.wait(timeoutMilliseconds: 30_000) == .exited(status: 0))
-        var buffer = [UInt8](repeating: 0, count: 256)
-        let count = try buffer.withUnsafeMutableBytes { try readEnd.read(into: $0) }
-        let text = String(decoding: buffer[..<count], as: UTF8.self)
-        #expect(text == "1000\n1000\nSigBlk:\t0000000000000000\n")
-        #expect(OutOfMemoryPriority.current == before, "ours is what it was")
-        let failure = #expect(throws: SystemCallError.self) {
-            try ChildProcess(path: "/nowhere", arguments: [], outOfMemoryPriority: OutOfMemoryPriority.first)
-        }
-        #expect(failure?.errno == .noSuchFileOrDirectory)
-    }
-
     @Test("a word in shared memory wakes a sleeper in another thread")
     func waitWord() throws {
         let file = try MemoryFile.create(name: "word", byteCount: hostPageSize)

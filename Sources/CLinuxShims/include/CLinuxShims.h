@@ -73,9 +73,10 @@ int shim_pidfd_getfd(int pidfd, int descriptor);
 #define SHIM_POSIX_SPAWN_SETSID 0x80
 int shim_spawn_change_directory(void *actions, const char *path);
 /// As posix_spawn(3) with `pairs` of descriptors (here, there) to dup2(2) and an empty signal mask, and the new process has `priority` as its
-/// oom_score_adj before it runs anything of its own, which posix_spawn cannot do. Answers its number, or -1 with errno.
+/// oom_score_adj before it runs anything of its own, which posix_spawn cannot do. As an orphan it has no parent here but whoever takes
+/// orphans. Answers its number, or -1 with errno.
 int shim_spawn_first_to_go(const char *path, char *const *words, char *const *environment, const int *pairs, int pair_count,
-                           const char *priority);
+                           const char *priority, int as_orphan);
 /// renameat2(2) with RENAME_EXCHANGE: two names change places in one step.
 int shim_exchange_names(const char *one, const char *other);
 int shim_userfaultfd(int flags);

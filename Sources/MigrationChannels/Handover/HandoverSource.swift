@@ -123,16 +123,17 @@ package struct HandoverSource {
     /// Starts the program that becomes the destination, with one end of a socket pair that nobody else can reach.
     /// - Parameters:
     ///   - outOfMemoryPriority: What it is to the kernel when memory runs out; nil is what we are.
+    ///   - isOrphan: See ``ChildProcess``.
     ///   - arguments: Gets the number of the descriptor at which the program finds its end.
     package static func start(
         path: String, name: String, environment: [String]? = nil, outOfMemoryPriority: Int? = nil,
-        arguments: (CInt) -> [String]
+        isOrphan: Bool = false, arguments: (CInt) -> [String]
     ) throws(SystemCallError) -> (socket: OwnedDescriptor, process: ChildProcess) {
         let (near, far) = try StreamSocket.pair()
         let number: CInt = 3
         let process = try ChildProcess(
             path: path, name: name, arguments: arguments(number), environment: environment, descriptors: [number: far],
-            outOfMemoryPriority: outOfMemoryPriority)
+            outOfMemoryPriority: outOfMemoryPriority, isOrphan: isOrphan)
         return (near, process)
     }
 

@@ -48,17 +48,21 @@ extension Supervisor {
         do throws(Refusal) { try room.requireSuccessor() } catch {
             return failed("\(error); the guest runs on, unharmed")
         }
+        // Should memory run out all the same, the kernel takes the other process, and then, where we may say so, rather none
+        // than this one: it does not take one that is being started, and finds one's shared memory in use until that is quite gone.
+        let priority = OutOfMemoryPriority.setLast()
         do {
             (socket, process) = try HandoverSource.start(
-                path: program, name: Product.name, outOfMemoryPriority: OutOfMemoryPriority.first
+                path: program, name: Product.name,
+                outOfMemoryPriority: priority == nil ? nil : OutOfMemoryPriority.first,
+                // A service manager does not wait for a main process that was no child of its own when it was told of it:
+                // asked to stop the unit, systemd sends SIGKILL right behind SIGTERM.
+                isOrphan: ServiceManager.isPresent && priority != nil
             ) { ["adopt", "\($0)"] }
         } catch {
+            if let priority { OutOfMemoryPriority.set(priority) }
             return failed("\(program) cannot be started: \(error); the guest runs on, unharmed")
         }
-        // Should memory run out all the same, the kernel takes that process, and then, where we may say so, rather none than
-        // this one: it finds the first one's shared memory in use until that is quite gone.
-        let priority = OutOfMemoryPriority.current
-        OutOfMemoryPriority.set(OutOfMemoryPriority.never)
         let source = UpgradeSource(self, equipment, request, room: room, outOfMemoryPriority: priority)
         let outcome = HandoverSource(
             socket: socket, destination: process.processDescriptor, atStep: HandoverFault.order(for: "source"),
@@ -106,7 +110,8 @@ enum HandoverFault {
             guard mark >= 0 else { return }
             close(mark)
         }
-        kill(getpid(), signal)
+        // To this very thread, which otherwise may go on for a while until another has taken the signal.
+        raise(signal)
     }
 
     /// - Parameter pages: How many have crossed so far.
