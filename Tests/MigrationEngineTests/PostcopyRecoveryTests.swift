@@ -303,14 +303,19 @@ import Testing
         try rig.source.resume()
         let ends = try rig.postcopyEnds(
             configuration, wrap: { near, far in (near, WatchedTransport(far) { !Self.isLastWord($0) }) })
+        let hasWaited = Mutex(false)
         let outcome = try Rig.run(
             ends,
             beside: {
-                while ends.source.progress.outcome == nil, ends.source.progress.status != .postcopyPaused {
+                while ends.source.progress.outcome == nil {
+                    if ends.source.progress.status == .postcopyPaused {
+                        hasWaited.withLock { $0 = true }
+                        ends.source.abandon()
+                    }
                     usleep(300)
                 }
-                ends.source.abandon()
             })
+        #expect(!hasWaited.withLock { $0 })
         #expect(outcome.source == .guestMoved && outcome.destination == .guestMoved)
         #expect(ends.source.progress.status == .completed && ends.source.progress.error == nil)
         try Self.expectWhole(rig)
