@@ -29,13 +29,25 @@ struct ChannelTests {
     private func start(_ run: MonitorRun, _ more: [String] = [], fault: String? = nil) throws -> RunningProgram {
         var environment = run.environment
         environment["SIDESTEP_HANDOVER_FAULT"] = fault
+        // What happens while memory crosses has to find it crossing still: more of it, then.
+        let isInMemory = fault?.contains("memory+") == true
         let guest = try RunningProgram(
             Checkout.tool,
-            ["run", "--name", "guest", "--console", "stdio", "--firmware", Heartbeat.elf, "--memory", "64M"] + more,
+            [
+                "run", "--name", "guest", "--console", "stdio", "--firmware", Heartbeat.elf, "--memory",
+                isInMemory ? "128M" : "64M",
+            ] + more,
             name: "guest", environment: environment, limitSeconds: 300)
         try guest.wait(for: "tick 1 ", seconds: 60)
-        try guest.type(Self.workload)
+        try guest.type(isInMemory ? "50t2000d24000mz" : Self.workload)
         try guest.wait(for: "tick ", seconds: 30)
+        // A round is over: all of it has been written.
+        var rounds = isInMemory ? 0 : 1
+        while rounds == 0 {
+            try guest.type("p")
+            rounds = try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 60)).rounds
+            usleep(20_000)
+        }
         return guest
     }
 

@@ -396,6 +396,34 @@ struct MultiFDRig {
         #expect(text.contains("more than the 1 multifd-channels"))
     }
 
+    @Test("what was wrong with a channel is the reason, though the main channel breaks in answer to it")
+    func reason() throws {
+        let rig = try Rig()
+        defer { rig.end() }
+        let (mainSource, main) = try StreamSocket.pair()
+        let (source, channel) = try StreamSocket.pair()
+        let hooks = MultiFDDestination(
+            main: try DescriptorTransport(name: "main", socket: main),
+            channels: [try DescriptorTransport(name: "channel", socket: channel)],
+            configuration: MultiFDRig.configuration(channels: 1))
+        hooks.prepare(rig.destination.ramBlocks, holdsData: [])
+        try StreamSocket.sendAll(Self.hello(7), to: source)
+        // It is closed when what came over it was judged.
+        var byte: UInt8 = 0
+        #expect(try withUnsafeMutableBytes(of: &byte) { try source.read(into: $0) } == 0)
+        StreamSocket.shutDown(mainSource)
+        let error = #expect(throws: TransportError.self) {
+            try withUnsafeMutableBytes(of: &byte) { bytes in
+                var piece = iovec(iov_base: bytes.baseAddress, iov_len: 1)
+                try withUnsafeMutablePointer(to: &piece) {
+                    try hooks.transport.send(UnsafeMutableBufferPointer(start: $0, count: 1))
+                }
+            }
+        }
+        #expect(error?.description.contains("multifd-channels differs at the source") == true, "\(error as Any)")
+        hooks.end()
+    }
+
     @Test("a source with multifd is refused by a destination without it, in words that say so")
     func mismatch() throws {
         let rig = try Rig(pages: [64])

@@ -33,7 +33,8 @@ package final class MultiFDTransport: MigrationTransport {
     }
 
     package func send(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) {
-        unsafe try main.send(pieces)
+        // That the other end takes nothing more may be its answer to what went wrong beside it.
+        do throws(TransportError) { unsafe try main.send(pieces) } catch { throw broken ?? error }
     }
 
     package func receive(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) -> Int {
