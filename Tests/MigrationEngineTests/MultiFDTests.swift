@@ -460,6 +460,21 @@ struct MultiFDRig {
         withExtendedLifetime((sockets, more)) {}
     }
 
+    @Test("one connection too many is known of, whether it has come first, and silent, or last")
+    func oneTooMany() throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/socket"
+        let acceptor = try MultiFDAcceptor(
+            listener: try StreamSocket.listen(at: .unix(path: path)), name: "unix", channelCount: 1)
+        let sockets = try (0..<3).map { _ in try StreamSocket.connect(to: .unix(path: path)) }
+        try StreamSocket.sendAll([0x51, 0x45, 0x56, 0x4d], to: sockets[1])
+        try StreamSocket.sendAll(Self.hello(0), to: sockets[2])
+        let (_, channels) = try acceptor.accept(first: nil)
+        #expect(channels.count == 1 && acceptor.hasAnother())
+        // And it is not closed.
+        #expect(try sockets[0].waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 0) == 0)
+    }
+
     @Test("who waits for connections can be told to stop")
     func acceptCancelled() throws {
         let directory = try TemporaryDirectory()

@@ -14,6 +14,9 @@ package final class MultiFDAcceptor: Sendable {
     private let name: String
     private let channelCount: Int
     private let wake: OwnedDescriptor
+    /// Connections that had said nothing when all were there. They stay open: closed, they would be the reason that the source
+    /// gives.
+    private let silent = Mutex<[OwnedDescriptor]>([])
 
     /// - Parameter listener: Is made non-blocking.
     package init(listener: OwnedDescriptor, name: String, channelCount: Int) throws(SystemCallError) {
@@ -27,8 +30,10 @@ package final class MultiFDAcceptor: Sendable {
     /// Makes a waiting ``accept(first:)`` throw. Any thread.
     package func cancel() { wake.signal() }
 
-    /// Another connection waits to be taken.
-    package func hasAnother() -> Bool { (try? StreamSocket.accept(from: listener)) != nil }
+    /// There is a connection more than were taken.
+    package func hasAnother() -> Bool {
+        !silent.withLock(\.isEmpty) || (try? StreamSocket.accept(from: listener)) != nil
+    }
 
     /// Blocks until all are here.
     /// - Parameter first: One that was accepted already.
@@ -62,7 +67,10 @@ package final class MultiFDAcceptor: Sendable {
                     }
                 }
                 unknown = waiting
-                if main != nil, channels.count == channelCount { break }
+                if main != nil, channels.count == channelCount {
+                    silent.withLock { $0 = waiting }
+                    break
+                }
                 guard start.elapsedMilliseconds < Self.limitMilliseconds else {
                     throw SystemCallError("accept", .timedOut, subject: name)
                 }

@@ -57,7 +57,12 @@ package final class MultiFDTransport: MigrationTransport {
     package func receive(
         _ pieces: UnsafeMutableBufferPointer<iovec>, timeoutMilliseconds: Int
     ) throws(TransportError) -> Int? {
-        unsafe try main.receive(pieces, timeoutMilliseconds: timeoutMilliseconds)
+        let count: Int?
+        do throws(TransportError) {
+            count = try unsafe main.receive(pieces, timeoutMilliseconds: timeoutMilliseconds)
+        } catch { throw broken ?? error }
+        if count == 0, let broken { throw broken }
+        return count
     }
 
     package func finishSending() throws(TransportError) {
