@@ -40,14 +40,8 @@ package final class MultiFDTransport: MigrationTransport {
     package func receive(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) -> Int {
         var waited = 0
         while true {
-            let count: Int?
-            do throws(TransportError) {
-                count = try unsafe main.receive(pieces, timeoutMilliseconds: Self.lookMilliseconds)
-            } catch { throw broken ?? error }
-            if let count, count > 0 { return count }
-            // The end may be the source's answer to what went wrong beside it.
+            if let count = try unsafe receive(pieces, timeoutMilliseconds: Self.lookMilliseconds) { return count }
             if let broken { throw broken }
-            if let count { return count }
             waited += Self.lookMilliseconds
             let limit = limitMilliseconds.load(ordering: .relaxed)
             if limit > 0, waited >= limit { throw .stalled }
@@ -61,6 +55,7 @@ package final class MultiFDTransport: MigrationTransport {
         do throws(TransportError) {
             count = try unsafe main.receive(pieces, timeoutMilliseconds: timeoutMilliseconds)
         } catch { throw broken ?? error }
+        // The end may be the source's answer to what went wrong beside it.
         if count == 0, let broken { throw broken }
         return count
     }
