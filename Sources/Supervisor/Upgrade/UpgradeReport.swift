@@ -34,13 +34,15 @@ struct UpgradeReport {
         return held
     }
 
+    /// When the guest ran on, or was its new owner's if it stood still.
+    private var done: Int64 { max(times.resumed, times.claimed) }
+
     /// For `query-migrate` of the successor.
     var migration: MigrationReport {
         var report = MigrationReport(
             side: .destination, progress: MigrationProgress(), startNanoseconds: times.begun,
             channel: "upgrade", strategy: self.strategy == UpgradeStrategy.precopy.rawValue ? .precopy : .stopAndCopy)
         report.knownWay = (kind: channel, reason: reason)
-        let done = max(times.resumed, times.claimed)
         func span(_ start: Int64, _ end: Int64) -> UInt64 { UInt64(max(end - start, 0)) }
         report.progress.status = .completed
         report.progress.outcome = .guestMoved
@@ -58,7 +60,6 @@ struct UpgradeReport {
 
     /// Times are microseconds; those of `pause` add up to its total.
     var json: JSONValue {
-        let done = max(times.resumed, times.claimed)
         var result: JSONObject = [
             "status": "completed", "channel": .string(channel), "reason": .string(reason),
             "process": JSONValue(process),
