@@ -266,8 +266,16 @@ struct ScarcityTests {
         withExtendedLifetime(group) {}
     }
 
-    /// The fault has happened, and the process stands still.
-    private func waitUntilStopped(_ process: Int32, _ mark: String) throws {
+    /// Stops the source of an upgrade at a step, and lets it go on, with one more signal to take if so wanted.
+    private func stopSource(
+        at step: String, sending signal: CInt? = nil, _ then: (Guest, _ asking: RunningProgram) throws -> Void
+    ) throws {
+        let mark = NSTemporaryDirectory() + "sidestep-stop-\(UUID().uuidString)"
+        defer { unlink(mark) }
+        let guest = try Guest(fault: "source:\(step):stop:\(mark)")
+        let process = try guest.process
+        let asking = try RunningProgram(
+            Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: guest.run.environment)
         try HostTools.need(
             "sh",
             [
@@ -275,6 +283,9 @@ struct ScarcityTests {
                 "until [ -e \(mark) ] && grep -q '^State:[[:space:]]*T' /proc/\(process)/status; do sleep 0.02; done",
             ],
             seconds: 30)
+        if let signal { kill(process, signal) }
+        kill(process, SIGCONT)
+        try then(guest, asking)
     }
 
     @Test("a successor that hangs is given up and the guest runs on", arguments: ["6", "8", "9"])
@@ -291,33 +302,21 @@ struct ScarcityTests {
         "who asks the guest to end while it moves gets its end, wherever it is then",
         arguments: ["2", "4", "5", "7", "9", "11"])
     func endWhileMoving(step: String) throws {
-        let mark = NSTemporaryDirectory() + "sidestep-end-\(UUID().uuidString)"
-        defer { unlink(mark) }
-        let guest = try Guest(fault: "source:\(step):stop:\(mark)")
-        let process = try guest.process
-        let asking = try RunningProgram(
-            Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: guest.run.environment)
-        try waitUntilStopped(process, mark)
-        kill(process, SIGTERM)
-        kill(process, SIGCONT)
-        #expect(try guest.program.waitForEnd(seconds: 60) == .exited(status: 0))
-        try asking.waitForEnd(seconds: 30)
-        #expect(
-            !FileManager.default.fileExists(atPath: guest.run.directory.path + "/sidestep/guest"), "it is still there")
+        try stopSource(at: step, sending: SIGTERM) { guest, asking in
+            #expect(try guest.program.waitForEnd(seconds: 60) == .exited(status: 0))
+            try asking.waitForEnd(seconds: 30)
+            #expect(
+                !FileManager.default.fileExists(atPath: guest.run.directory.path + "/sidestep/guest"),
+                "it is still there")
+        }
     }
 
     @Test("a source that hangs delays, and hurts nothing", arguments: ["3", "5", "7", "9"])
     func sourceHangs(step: String) throws {
-        let mark = NSTemporaryDirectory() + "sidestep-hang-\(UUID().uuidString)"
-        defer { unlink(mark) }
-        let guest = try Guest(fault: "source:\(step):stop:\(mark)")
-        let process = try guest.process
-        let asking = try RunningProgram(
-            Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: guest.run.environment)
-        try waitUntilStopped(process, mark)
-        kill(process, SIGCONT)
-        try asking.waitForEnd(seconds: 30)
-        try guest.expectWell("step \(step)")
-        try guest.finish()
+        try stopSource(at: step) { guest, asking in
+            try asking.waitForEnd(seconds: 30)
+            try guest.expectWell("step \(step)")
+            try guest.finish()
+        }
     }
 }

@@ -22,14 +22,22 @@ extension SupervisorTests {
             Issue.record("\(status) does not come: \(try client.run("query-migrate").json)")
         }
 
-        @Test("a script written for QEMU switches over, breaks the channel off, recovers, and is refused a cancel")
-        func recovers() throws {
+        /// A guest that runs and whose memory is full, and where it is to go, with a client of each.
+        private static func ends() throws -> (
+            from: SupervisorFixture, to: SupervisorFixture, source: QMPConnection, destination: QMPConnection
+        ) {
             let from = try SupervisorFixture(name: "source")
             let to = try Migration.incoming()
             let source = try from.connect()
             let destination = try to.connect()
             _ = try source.run("cont")
             try Migration.fill(from.guest)
+            return (from, to, source, destination)
+        }
+
+        @Test("a script written for QEMU switches over, breaks the channel off, recovers, and is refused a cancel")
+        func recovers() throws {
+            let (from, to, source, destination) = try Self.ends()
             for client in [source, destination] {
                 _ = try client.run(
                     "migrate-set-capabilities",
@@ -114,12 +122,7 @@ extension SupervisorTests {
             "a destination that has everything but the source's last word need not wait for it: a cancel ends the waiting"
         )
         func nothingMissing() throws {
-            let from = try SupervisorFixture(name: "source")
-            let to = try Migration.incoming()
-            let source = try from.connect()
-            let destination = try to.connect()
-            _ = try source.run("cont")
-            try Migration.fill(from.guest)
+            let (from, to, source, destination) = try Self.ends()
             _ = try source.run(
                 "migrate-set-capabilities", ["capabilities": [["capability": "postcopy-ram", "state": true]]])
             _ = try source.run("migrate-set-parameters", ["x-strategy": "postcopy"])
@@ -149,12 +152,7 @@ extension SupervisorTests {
         }
 
         @Test("with release-ram the guest cannot be taken back by hand") func released() throws {
-            let from = try SupervisorFixture(name: "source")
-            let to = try Migration.incoming()
-            let source = try from.connect()
-            let destination = try to.connect()
-            _ = try source.run("cont")
-            try Migration.fill(from.guest)
+            let (from, to, source, destination) = try Self.ends()
             _ = try source.run(
                 "migrate-set-capabilities",
                 [
@@ -170,6 +168,7 @@ extension SupervisorTests {
             #expect(try Migration.wait(destination)["status"] == "completed")
             #expect(try to.guest.memory.bytes(at: 0x8000_0000 + 9 * 4096, count: 3) == [9, 7, 9 ^ 0x55])
             #expect(throws: QMPConnection.Failure.self) { try source.run("cont") }
+            withExtendedLifetime(from) {}
         }
 
         @Test("what has changed in a page is sent alone, and counted") func differences() throws {
