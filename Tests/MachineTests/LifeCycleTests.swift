@@ -236,6 +236,8 @@ import Testing
         let console = RecordingConsole()
         let machine = try machine(configuration: configuration, console: console, log: log) { processor in
             if (processor.resetCount) == 1 {
+                // Whoever started it tells of that on a thread of its own, which may come late.
+                while log.all.isEmpty { sched_yield() }
                 _ = processor.bus.store(address: 0x1000_0007, width: 1, value: 0x5a)
                 _ = processor.bus.store(address: 0x10_0000, width: 4, value: 0x7777)
                 return .waiting(untilNanoseconds: nil)
