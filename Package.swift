@@ -62,7 +62,7 @@ let package = Package(
         library("DeviceModel", vocabulary),
         library("PlatformDevices", vocabulary + ["DeviceModel"]),
         library("VirtioDevices", vocabulary + ["DeviceModel", "LinuxCalls"]),
-        library("HostBackends", ["DeviceModel", "LinuxCalls"]),
+        library("HostBackends", ["ComponentState", "DeviceModel", "LinuxCalls"]),
         library("ProcessorModel", vocabulary),
         library("RISCVProcessor", vocabulary + ["ProcessorModel"], settings: engine),
         library(
@@ -122,6 +122,7 @@ let package = Package(
         tests("ArchitectureTests", ["LinuxCalls", "ProcessTestKit"]),
         tests("LinuxCallsTests", ["LinuxCalls"]),
         tests("GuestMemoryTests", ["GuestMemory"]),
+        tests("ComponentStateTests", ["ComponentState"]),
         tests("PlatformDevicesTests", ["PlatformDevices", "MigrationStream"]),
         tests(
             "VirtioDevicesTests",

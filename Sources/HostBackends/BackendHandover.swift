@@ -1,3 +1,4 @@
+import ComponentState
 package import DeviceModel
 package import LinuxCalls
 
@@ -33,6 +34,30 @@ package struct BackendHandover: Sendable {
         guard state.count <= Self.stateByteCountMaximum else {
             throw BackendError(errorNumber: 0, "hand-over of a \(kind) backend with \(state.count) bytes of state")
         }
+    }
+}
+
+/// What a backend remembers: the version of its form, then whatever it writes, in a fixed order.
+extension BackendHandover {
+    private static let stateVersion: UInt8 = 1
+
+    static func stateWriter() -> ByteWriter {
+        var writer = ByteWriter()
+        writer.integer(stateVersion)
+        return writer
+    }
+
+    /// The other process may be of another version, or broken: everything is judged.
+    func stateReader() throws(BackendError) -> ByteReader<BackendError> {
+        let kind = kind
+        var reader = ByteReader(state) {
+            BackendError(errorNumber: 0, "hand-over state of a \(kind) backend is damaged: \($0)")
+        }
+        guard try reader.integer() == Self.stateVersion else {
+            throw BackendError(
+                errorNumber: 0, "hand-over state of a \(kind) backend in a version that is not understood")
+        }
+        return reader
     }
 }
 

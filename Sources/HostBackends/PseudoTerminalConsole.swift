@@ -41,10 +41,10 @@ package final class PseudoTerminalConsole: ConsoleBackend, TransferableBackend {
 
     package convenience init(adopting handover: BackendHandover, loop: EventLoop) throws(BackendError) {
         try handover.check(kind: Self.kind)
-        var state = try HandoverReader(handover)
+        var state = try handover.stateReader()
         let path = try state.text()
-        let userCount = try state.number()
-        let pending = try state.string()
+        let userCount: UInt64 = try state.integer()
+        let pending = try state.blob()
         try state.finish()
         try self.init(
             try handover.descriptor(named: "master"), try handover.descriptor(named: "slave"),
@@ -155,10 +155,10 @@ package final class PseudoTerminalConsole: ConsoleBackend, TransferableBackend {
     }
 
     package func handOver() throws(BackendError) -> BackendHandover {
-        var state = HandoverWriter()
-        state.put(path)
-        state.put(UInt64(output.withLock { $0.userCount }))
-        state.put(input.pending)
+        var state = BackendHandover.stateWriter()
+        state.text(path)
+        state.integer(UInt64(output.withLock { $0.userCount }))
+        state.blob(input.pending)
         return BackendHandover(
             kind: Self.kind,
             descriptors: [("master", master.descriptor), ("slave", slave), ("opens", opens.descriptor)],

@@ -82,9 +82,9 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
 
     package convenience init(adopting handover: BackendHandover) throws(BackendError) {
         try handover.check(kind: Self.kind)
-        var state = try HandoverReader(handover)
+        var state = try handover.stateReader()
         let isReadOnly = try state.flag()
-        let byteCount = try state.number()
+        let byteCount: UInt64 = try state.integer()
         let path = try state.text()
         try state.finish()
         try self.init(descriptor: handover.descriptor(named: "image"), path: path, isReadOnly: isReadOnly)
@@ -96,10 +96,10 @@ package final class RawFileBackend: BlockBackend, TransferableBackend {
 
     /// Needs no quiesce(): there is nothing in flight when the device is at rest.
     package func handOver() throws(BackendError) -> BackendHandover {
-        var state = HandoverWriter()
-        state.put(isReadOnly)
-        state.put(byteCount)
-        state.put(path)
+        var state = BackendHandover.stateWriter()
+        state.flag(isReadOnly)
+        state.integer(byteCount)
+        state.text(path)
         return BackendHandover(kind: Self.kind, descriptors: [("image", file)], state: state.bytes)
     }
 

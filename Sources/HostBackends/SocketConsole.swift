@@ -69,18 +69,18 @@ package final class SocketConsole: ConsoleBackend, TransferableBackend {
 
     package convenience init(adopting handover: BackendHandover, loop: EventLoop) throws(BackendError) {
         try handover.check(kind: Self.kind)
-        var state = try HandoverReader(handover)
+        var state = try handover.stateReader()
         let path = try state.text()
-        let pending = try state.string()
-        let count = try state.number()
+        let pending = try state.blob()
+        let count: UInt64 = try state.integer()
         guard count <= UInt64(Self.clientCountMaximum) else {
             throw BackendError(errorNumber: 0, "hand-over of a socket console with \(count) clients")
         }
         var clients: [(OwnedDescriptor, Client.Output)] = []
         for index in 0..<count {
             var output = Client.Output()
-            output.backlog = try state.string()
-            output.lostByteCount = try state.number()
+            output.backlog = try state.blob()
+            output.lostByteCount = try state.integer()
             clients.append((try handover.descriptor(named: "client \(index)"), output))
         }
         try state.finish()
@@ -236,15 +236,15 @@ package final class SocketConsole: ConsoleBackend, TransferableBackend {
 
     package func handOver() throws(BackendError) -> BackendHandover {
         let clients = state.withLock { $0.clients }
-        var bytes = HandoverWriter()
-        bytes.put(path)
-        bytes.put(input.pending)
-        bytes.put(UInt64(clients.count))
+        var bytes = BackendHandover.stateWriter()
+        bytes.text(path)
+        bytes.blob(input.pending)
+        bytes.integer(UInt64(clients.count))
         var descriptors = [("listener", listener.descriptor)]
         for (index, client) in clients.enumerated() {
             client.output.withLock { output in
-                bytes.put(output.backlog)
-                bytes.put(output.lostByteCount)
+                bytes.blob(output.backlog)
+                bytes.integer(output.lostByteCount)
             }
             descriptors.append(("client \(index)", client.watch.descriptor))
         }

@@ -52,9 +52,9 @@ package final class StreamSocketBackend: NetworkBackend, TransferableBackend {
 
     package convenience init(adopting handover: BackendHandover, loop: EventLoop) throws(BackendError) {
         try handover.check(kind: Self.kind)
-        var state = try HandoverReader(handover)
-        let leftOver = try state.string()
-        let rest = try state.string()
+        var state = try handover.stateReader()
+        let leftOver = try state.blob()
+        let rest = try state.blob()
         try state.finish()
         guard leftOver.count <= 2 * FrameStream.frameByteCountMaximum,
             rest.count <= FrameStream.frameByteCountMaximum + FrameStream.headerByteCount
@@ -223,9 +223,9 @@ package final class StreamSocketBackend: NetworkBackend, TransferableBackend {
     }
 
     package func handOver() throws(BackendError) -> BackendHandover {
-        var state = HandoverWriter()
-        state.put(input.withLock { $0.frames.leftOver })
-        state.put(output.withLock { $0.rest })
+        var state = BackendHandover.stateWriter()
+        state.blob(input.withLock { $0.frames.leftOver })
+        state.blob(output.withLock { $0.rest })
         return BackendHandover(kind: Self.kind, descriptors: [("socket", watch.descriptor)], state: state.bytes)
     }
 }

@@ -74,9 +74,9 @@ package final class TapBackend: NetworkBackend, TransferableBackend {
 
     package convenience init(adopting handover: BackendHandover, loop: EventLoop) throws(BackendError) {
         try handover.check(kind: Self.kind)
-        var state = try HandoverReader(handover)
+        var state = try handover.stateReader()
         let hasPending = try state.flag()
-        let pending = try state.string()
+        let pending = try state.blob()
         try state.finish()
         guard pending.count <= Self.frameByteCountMaximum else {
             throw BackendError(errorNumber: 0, "hand-over state of a tap backend is too long")
@@ -209,10 +209,10 @@ package final class TapBackend: NetworkBackend, TransferableBackend {
     }
 
     package func handOver() throws(BackendError) -> BackendHandover {
-        var state = HandoverWriter()
+        var state = BackendHandover.stateWriter()
         let pending = input.withLock { $0.pending }
-        state.put(pending != nil)
-        state.put(pending ?? [])
+        state.flag(pending != nil)
+        state.blob(pending ?? [])
         return BackendHandover(kind: Self.kind, descriptors: [("tap", watch.descriptor)], state: state.bytes)
     }
 }

@@ -50,10 +50,10 @@ package final class TerminalConsole: ConsoleBackend, TransferableBackend {
         throws(BackendError)
     {
         try handover.check(kind: Self.kind)
-        var state = try HandoverReader(handover)
-        let modes = try state.string()
+        var state = try handover.stateReader()
+        let modes = try state.blob()
         let isEscaped = try state.flag()
-        let pending = try state.string()
+        let pending = try state.blob()
         try state.finish()
         try self.init(
             try handover.descriptor(named: "input"), try handover.descriptor(named: "output"), loop: loop, quit: quit,
@@ -189,10 +189,10 @@ package final class TerminalConsole: ConsoleBackend, TransferableBackend {
         // What is typed from here on is the successor's to read, unless we resume.
         source.hold()
         loop.barrier()
-        var bytes = HandoverWriter()
-        bytes.put(modes?.bytes ?? [])
-        bytes.put(state.withLock { $0.parser.isEscaped })
-        bytes.put(input.pending)
+        var bytes = BackendHandover.stateWriter()
+        bytes.blob(modes?.bytes ?? [])
+        bytes.flag(state.withLock { $0.parser.isEscaped })
+        bytes.blob(input.pending)
         return BackendHandover(
             kind: Self.kind, descriptors: [("input", source.descriptor), ("output", originalSink)], state: bytes.bytes)
     }

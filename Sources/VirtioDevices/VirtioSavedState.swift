@@ -174,35 +174,31 @@ extension VirtioSavedState {
     /// Registers of the modern mmio transport: two feature words, then 27 bytes for each of 1024 queues.
     private mutating func codeRegisters(with coder: inout any StateCoder) throws(StateError) {
         try coder.uint32Array("guest_features", &driverFeatureWords)
-        let recordByteCount = 27
-        var bytes = [UInt8]()
-        bytes.reserveCapacity(recordByteCount * Int(virtqueueSizeMaximum))
+        let byteCount = 27 * Int(virtqueueSizeMaximum)
+        var writer = ByteWriter(capacity: byteCount)
         for queue in queues {
-            bytes += Self.bigEndian(queue.sizeRegister) + [queue.isReady ? 1 : 0]
+            writer.integer(queue.sizeRegister)
+            writer.flag(queue.isReady)
             for address in [queue.registers.descriptors, queue.registers.available, queue.registers.used] {
-                bytes += Self.bigEndian(UInt32(truncatingIfNeeded: address))
-                bytes += Self.bigEndian(UInt32(truncatingIfNeeded: address >> 32))
+                writer.integer(UInt32(truncatingIfNeeded: address))
+                writer.integer(UInt32(truncatingIfNeeded: address >> 32))
             }
         }
-        bytes += [UInt8](repeating: 0, count: recordByteCount * Int(virtqueueSizeMaximum) - bytes.count)
+        writer.pad(to: byteCount)
+        var bytes = writer.bytes
         try coder.buffer("vqs", &bytes)
         guard coder.isDecoding else { return }
-        for index in queues.indices {
-            let record = bytes[recordByteCount * index..<recordByteCount * (index + 1)]
-            func word(_ offset: Int, _ count: Int) -> UInt64 {
-                record[(record.startIndex + offset)..<(record.startIndex + offset + count)].reduce(0) {
-                    $0 << 8 | UInt64($1)
-                }
-            }
-            func address(_ offset: Int) -> UInt64 { word(offset, 4) | word(offset + 4, 4) << 32 }
-            queues[index].sizeRegister = UInt16(word(0, 2))
-            queues[index].isReady = word(2, 1) != 0
-            queues[index].registers = .init(descriptors: address(3), available: address(11), used: address(19))
+        let component = coder.component
+        var reader = ByteReader(bytes) { StateError.invalid(component: component, field: "vqs", value: $0) }
+        func address() throws(StateError) -> UInt64 {
+            UInt64(try reader.integer(as: UInt32.self)) | UInt64(try reader.integer(as: UInt32.self)) << 32
         }
-    }
-
-    private static func bigEndian<Word: FixedWidthInteger>(_ word: Word) -> [UInt8] {
-        (0..<Word.bitWidth / 8).reversed().map { UInt8(truncatingIfNeeded: word >> (8 * $0)) }
+        for index in queues.indices {
+            queues[index].sizeRegister = try reader.integer()
+            queues[index].isReady = try reader.integer(as: UInt8.self) != 0
+            queues[index].registers = .init(
+                descriptors: try address(), available: try address(), used: try address())
+        }
     }
 
     /// What the three large subsections hold, for the queues that exist: between two Sidesteps, where 45 KB of zeros per

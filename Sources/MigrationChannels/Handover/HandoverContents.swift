@@ -1,3 +1,4 @@
+import ComponentState
 package import LinuxCalls
 
 /// A descriptor with the name under which the other side looks for it: `disk:0`, `console.listener`.
@@ -55,56 +56,9 @@ package struct HandoverState: Sendable {
     }
 }
 
-/// Length-prefixed fields, big-endian. What comes from the peer is judged as it is read.
-struct ContentsWriter {
-    private(set) var bytes: [UInt8] = []
-
-    mutating func integer(_ value: UInt64) {
-        for shift in stride(from: 56, through: 0, by: -8) {
-            bytes.append(UInt8(truncatingIfNeeded: value >> UInt64(shift)))
-        }
-    }
-    mutating func blob(_ value: [UInt8]) {
-        integer(UInt64(value.count))
-        bytes += value
-    }
-    mutating func text(_ value: String) { blob(Array(value.utf8)) }
-}
-
-struct ContentsReader {
-    private let bytes: [UInt8]
-    private var offset = 0
-
-    init(_ bytes: [UInt8]) { self.bytes = bytes }
-
-    var isAtEnd: Bool { offset == bytes.count }
-
-    mutating func integer() throws(HandoverError) -> UInt64 {
-        guard bytes.count - offset >= 8 else { throw HandoverError(.malformed, "the contents end at byte \(offset)") }
-        defer { offset += 8 }
-        return bytes[offset..<(offset + 8)].reduce(0) { $0 << 8 | UInt64($1) }
-    }
-    /// A count of things of at least `byteCountMin` bytes each, so that it cannot promise more than is there.
-    mutating func count(of byteCountMin: Int) throws(HandoverError) -> Int {
-        let start = offset
-        let value = try integer()
-        guard value <= UInt64((bytes.count - offset) / byteCountMin) else {
-            throw HandoverError(.malformed, "a count of \(value) at byte \(start) is more than what follows")
-        }
-        return Int(value)
-    }
-    mutating func blob() throws(HandoverError) -> [UInt8] {
-        let count = try count(of: 1)
-        defer { offset += count }
-        return Array(bytes[offset..<(offset + count)])
-    }
-    mutating func text() throws(HandoverError) -> String {
-        let start = offset
-        guard let text = String(validating: try blob(), as: UTF8.self) else {
-            throw HandoverError(.malformed, "the text at byte \(start) is not UTF-8")
-        }
-        return text
-    }
+extension ByteReader where Failure == HandoverError {
+    /// What a frame holds.
+    init(_ payload: [UInt8]) { self.init(payload) { HandoverError(.malformed, "a frame is damaged: \($0)") } }
 }
 
 /// How a block is described whose file has a name; 1 is one without, 0 none at all.
@@ -112,7 +66,7 @@ private let namedFile: UInt64 = 2
 
 extension HandoverDescription {
     func frame(word: OwnershipWord) -> HandoverFrame {
-        var writer = ContentsWriter()
+        var writer = ByteWriter(capacity: configuration.count + 64 * (blocks.count + resources.count + 1))
         var descriptors = [word.file]
         writer.blob(configuration)
         writer.integer(UInt64(blocks.count))
@@ -132,7 +86,7 @@ extension HandoverDescription {
 
     /// Takes a description apart; every memory file is judged.
     static func take(_ frame: HandoverFrame) throws(HandoverError) -> (HandoverDescription, OwnershipWord) {
-        var reader = ContentsReader(frame.payload)
+        var reader = ByteReader(frame.payload)
         var descriptors = frame.descriptors[...]
         guard let wordFile = descriptors.popFirst() else {
             throw HandoverError(.malformed, "the ownership word is missing")
@@ -142,7 +96,7 @@ extension HandoverDescription {
         var blocks: [Block] = []
         for _ in 0..<(try reader.count(of: 24)) {
             let name = try reader.text()
-            let byteCount = try reader.integer()
+            let byteCount: UInt64 = try reader.integer()
             guard byteCount > 0, byteCount <= 1 << 46, byteCount % UInt64(hostPageSize) == 0 else {
                 throw HandoverError(.malformed, "\(name): a block of \(byteCount) bytes cannot be")
             }
@@ -150,7 +104,7 @@ extension HandoverDescription {
                 throw HandoverError(.malformed, "\(name): this block is described twice")
             }
             var file: OwnedDescriptor?
-            let kind = try reader.integer()
+            let kind: UInt64 = try reader.integer()
             if kind != 0 {
                 guard let next = descriptors.popFirst() else {
                     throw HandoverError(.malformed, "\(name): its memory file is missing")
@@ -161,7 +115,8 @@ extension HandoverDescription {
             blocks.append(Block(name: name, byteCount: Int(byteCount), file: file, isNamed: kind == namedFile))
         }
         let resources = try NamedDescriptor.take(from: &reader, &descriptors)
-        guard reader.isAtEnd, descriptors.isEmpty else {
+        try reader.finish()
+        guard descriptors.isEmpty else {
             throw HandoverError(.malformed, "\(descriptors.count) descriptors came that nothing names")
         }
         return (HandoverDescription(configuration: configuration, blocks: blocks, resources: resources), word)
@@ -169,7 +124,7 @@ extension HandoverDescription {
 }
 
 extension NamedDescriptor {
-    static func take(from reader: inout ContentsReader, _ descriptors: inout ArraySlice<OwnedDescriptor>)
+    static func take(from reader: inout ByteReader<HandoverError>, _ descriptors: inout ArraySlice<OwnedDescriptor>)
         throws(HandoverError) -> [NamedDescriptor]
     {
         var resources: [NamedDescriptor] = []
@@ -187,8 +142,8 @@ extension NamedDescriptor {
 extension HandoverState {
     /// - Parameter times: What the source knows so far, for the destination's report.
     func frame(_ kind: HandoverFrame.Kind, times: HandoverTimes) -> HandoverFrame {
-        var writer = ContentsWriter()
-        for time in times.sourcePart { writer.integer(UInt64(bitPattern: time)) }
+        var writer = ByteWriter(capacity: bytes.count + 64 * (resources.count + 2))
+        for time in times.sourcePart { writer.integer(time) }
         writer.blob(bytes)
         writer.integer(UInt64(resources.count))
         for resource in resources { writer.text(resource.name) }
@@ -196,14 +151,15 @@ extension HandoverState {
     }
 
     static func take(_ frame: HandoverFrame, times: inout HandoverTimes) throws(HandoverError) -> HandoverState {
-        var reader = ContentsReader(frame.payload)
+        var reader = ByteReader(frame.payload)
         var part: [Int64] = []
-        for _ in times.sourcePart { part.append(Int64(bitPattern: try reader.integer())) }
+        for _ in times.sourcePart { part.append(try reader.integer()) }
         times.sourcePart = part
         var descriptors = frame.descriptors[...]
         let bytes = try reader.blob()
         let resources = try NamedDescriptor.take(from: &reader, &descriptors)
-        guard reader.isAtEnd, descriptors.isEmpty else {
+        try reader.finish()
+        guard descriptors.isEmpty else {
             throw HandoverError(.malformed, "\(descriptors.count) descriptors came that nothing names")
         }
         return HandoverState(bytes: bytes, resources: resources)

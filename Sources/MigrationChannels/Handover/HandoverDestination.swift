@@ -1,3 +1,4 @@
+import ComponentState
 package import LinuxCalls
 
 /// What the destination's driver needs of the process that takes a guest over.
@@ -66,7 +67,7 @@ package struct HandoverDestination {
     /// Greets the source and learns what to build.
     package mutating func receiveDescription() throws(HandoverError) -> HandoverDescription {
         enter(.greeting)
-        var hello = ContentsWriter()
+        var hello = ByteWriter()
         hello.integer(HandoverSource.protocolVersion)
         hello.text(program)
         hello.integer(UInt64(channels.count))

@@ -1,3 +1,4 @@
+import ComponentState
 import Glibc
 package import LinuxCalls
 
@@ -46,18 +47,13 @@ package struct HandoverFrame: Sendable {
     /// Sends the whole frame, waiting at most until `deadline` (CLOCK_MONOTONIC, nanoseconds) for the peer to take it.
     package func send(to socket: OwnedDescriptor, deadline: Int64) throws(HandoverError) {
         precondition(payload.count <= Self.payloadByteCountMax && descriptors.count <= Self.descriptorCountMax)
-        var header: [UInt8] = []
-        func append<Value: FixedWidthInteger>(_ value: Value) {
-            for shift in stride(from: Value.bitWidth - 8, through: 0, by: -8) {
-                header.append(UInt8(truncatingIfNeeded: value >> Value(shift)))
-            }
-        }
-        append(Self.magic)
-        append(kind.rawValue)
-        append(UInt16(descriptors.count))
-        append(UInt64(payload.count))
-        append(UInt64(0))
-        try Self.sendAll(header, to: socket, deadline: deadline)
+        var header = ByteWriter(capacity: Self.headerByteCount)
+        header.integer(Self.magic)
+        header.integer(kind.rawValue)
+        header.integer(UInt16(descriptors.count))
+        header.integer(UInt64(payload.count))
+        header.integer(UInt64(0))
+        try Self.sendAll(header.bytes, to: socket, deadline: deadline)
         var rest = descriptors[...]
         while !rest.isEmpty {
             try Self.sendAll(
@@ -78,20 +74,21 @@ package struct HandoverFrame: Sendable {
             try Self.receiveExactly(
                 byteCount, descriptorsMax: descriptorsMax, from: socket, peer: peer, deadline: deadline)
         }
-        let (header, stray) = try receiveExactly(headerByteCount, descriptorsMax: 0)
-        func integer(_ offset: Int, _ count: Int) -> UInt64 {
-            header[offset..<(offset + count)].reduce(0) { $0 << 8 | UInt64($1) }
-        }
-        guard stray.isEmpty, integer(0, 4) == UInt64(magic), integer(16, 8) == 0 else {
+        let (headerBytes, stray) = try receiveExactly(headerByteCount, descriptorsMax: 0)
+        var header = ByteReader(headerBytes)
+        let magic: UInt32 = try header.integer()
+        let type: UInt16 = try header.integer()
+        let descriptorCount = Int(try header.integer(as: UInt16.self))
+        let byteCount: UInt64 = try header.integer()
+        guard stray.isEmpty, magic == Self.magic, try header.integer(as: UInt64.self) == 0 else {
             throw HandoverError(.malformed, "this is not a hand-over frame")
         }
-        guard let kind = Kind(rawValue: UInt16(integer(4, 2))) else {
-            throw HandoverError(.malformed, "frame type \(integer(4, 2)) is unknown")
+        guard let kind = Kind(rawValue: type) else {
+            throw HandoverError(.malformed, "frame type \(type) is unknown")
         }
-        let descriptorCount = Int(integer(6, 2))
-        guard descriptorCount <= descriptorCountMax, integer(8, 8) <= UInt64(payloadByteCountMax) else {
+        guard descriptorCount <= descriptorCountMax, byteCount <= UInt64(payloadByteCountMax) else {
             throw HandoverError(
-                .malformed, "a frame of \(integer(8, 8)) bytes and \(descriptorCount) descriptors is too large")
+                .malformed, "a frame of \(byteCount) bytes and \(descriptorCount) descriptors is too large")
         }
         var descriptors: [OwnedDescriptor] = []
         while descriptors.count < descriptorCount {
@@ -102,7 +99,7 @@ package struct HandoverFrame: Sendable {
             }
             descriptors += received
         }
-        let (payload, surplus) = try receiveExactly(Int(integer(8, 8)), descriptorsMax: 0)
+        let (payload, surplus) = try receiveExactly(Int(byteCount), descriptorsMax: 0)
         guard surplus.isEmpty else { throw HandoverError(.malformed, "descriptors came where none were announced") }
         return HandoverFrame(kind, payload: payload, descriptors: descriptors)
     }
@@ -113,7 +110,7 @@ package struct HandoverFrame: Sendable {
         var done = 0
         while done < bytes.count {
             do throws(SystemCallError) {
-                let piece = Array(bytes[done..<min(bytes.count, done + (256 << 10))])
+                let piece = bytes[done..<min(bytes.count, done + (256 << 10))]
                 done += try send(piece, descriptors: done == 0 ? descriptors : [], to: socket)
             } catch {
                 switch error.errno {
@@ -125,7 +122,7 @@ package struct HandoverFrame: Sendable {
         }
     }
 
-    private static func send(_ bytes: [UInt8], descriptors: [OwnedDescriptor], to socket: OwnedDescriptor)
+    private static func send(_ bytes: ArraySlice<UInt8>, descriptors: [OwnedDescriptor], to socket: OwnedDescriptor)
         throws(SystemCallError) -> Int
     {
         var result = 0

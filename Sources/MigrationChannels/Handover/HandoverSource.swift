@@ -1,3 +1,4 @@
+import ComponentState
 package import LinuxCalls
 
 /// What the source's driver needs of the guest it gives away.
@@ -224,8 +225,8 @@ package struct HandoverSource {
 
     private func greet() throws(HandoverError) -> HandoverPeer {
         let hello = try receive(.hello, deadline: after(limits.greetingMilliseconds))
-        var reader = ContentsReader(hello.payload)
-        let version = try reader.integer()
+        var reader = ByteReader(hello.payload)
+        let version: UInt64 = try reader.integer()
         let program = try reader.text()
         guard version == Self.protocolVersion else {
             throw HandoverError(
@@ -239,7 +240,9 @@ package struct HandoverSource {
         peer.channels = []
         for _ in 0..<(try reader.count(of: 8)) { peer.channels.append(try reader.text()) }
         if reader.isAtEnd { return peer }
-        let (first, last) = (Int(clamping: try reader.integer()), Int(clamping: try reader.integer()))
+        let (first, last) = (
+            Int(clamping: try reader.integer(as: UInt64.self)), Int(clamping: try reader.integer(as: UInt64.self))
+        )
         guard first <= last else { throw HandoverError(.malformed, "\(program) knows versions \(first) to \(last)") }
         peer.stateVersions = first...last
         return peer
@@ -282,16 +285,16 @@ extension OwnershipWord {
 extension HandoverTimes {
     /// Takes the destination's part.
     mutating func adopt(_ payload: [UInt8]) throws(HandoverError) {
-        var reader = ContentsReader(payload)
-        received = Int64(bitPattern: try reader.integer())
-        loaded = Int64(bitPattern: try reader.integer())
-        claimed = Int64(bitPattern: try reader.integer())
-        resumed = Int64(bitPattern: try reader.integer())
+        var reader = ByteReader(payload)
+        received = try reader.integer()
+        loaded = try reader.integer()
+        claimed = try reader.integer()
+        resumed = try reader.integer()
     }
 
     var destinationPart: [UInt8] {
-        var writer = ContentsWriter()
-        for time in [received, loaded, claimed, resumed] { writer.integer(UInt64(bitPattern: time)) }
+        var writer = ByteWriter()
+        for time in [received, loaded, claimed, resumed] { writer.integer(time) }
         return writer.bytes
     }
 }

@@ -1,3 +1,4 @@
+import ComponentState
 import FoundationEssentials
 import HostBackends
 import LinuxCalls
@@ -21,41 +22,43 @@ struct NamedBlobs {
     }
 
     var bytes: [UInt8] {
-        var result: [UInt8] = []
-        result.reserveCapacity(names.reduce(64) { $0 + 16 + $1.utf8.count + blobs[$1]!.count })
-        func append<Value: FixedWidthInteger>(_ value: Value) {
-            for shift in stride(from: Value.bitWidth - 8, through: 0, by: -8) {
-                result.append(UInt8(truncatingIfNeeded: value >> Value(shift)))
-            }
-        }
-        append(UInt32(names.count))
+        var writer = ByteWriter(capacity: names.reduce(4) { $0 + 12 + $1.utf8.count + blobs[$1]!.count })
+        writer.integer(UInt32(names.count))
         for name in names {
-            append(UInt32(name.utf8.count))
-            result += Array(name.utf8)
-            append(UInt64(blobs[name]!.count))
-            result += blobs[name]!
+            writer.text(name, countedBy: UInt32.self)
+            writer.blob(blobs[name]!)
         }
-        return result
+        return writer.bytes
     }
 
     init(_ bytes: [UInt8]) throws(Refusal) {
-        var offset = 0
-        func take(_ count: UInt64) throws(Refusal) -> ArraySlice<UInt8> {
-            guard count <= UInt64(bytes.count - offset) else { throw Refusal("the hand-over's contents are cut short") }
-            defer { offset += Int(count) }
-            return bytes[offset..<(offset + Int(count))]
+        var reader = ByteReader(bytes, of: "what the predecessor sent")
+        for _ in 0..<(try reader.count(of: 12, countedBy: UInt32.self)) {
+            let name = try reader.text(countedBy: UInt32.self)
+            guard blobs[name] == nil else { throw Refusal("the predecessor sent \(name) twice") }
+            self[name] = try reader.blob()
         }
-        func integer(_ byteCount: Int) throws(Refusal) -> UInt64 {
-            try take(UInt64(byteCount)).reduce(0) { $0 << 8 | UInt64($1) }
-        }
-        for _ in 0..<(try integer(4)) {
-            guard let name = String(validating: try take(try integer(4)), as: UTF8.self), blobs[name] == nil else {
-                throw Refusal("the hand-over's contents are damaged")
-            }
-            self[name] = Array(try take(try integer(8)))
-        }
-        guard offset == bytes.count else { throw Refusal("something follows the hand-over's contents") }
+        try reader.finish()
     }
+
+    /// An integer as a blob of its own.
+    mutating func set(_ name: String, _ value: Int64) {
+        var writer = ByteWriter()
+        writer.integer(value)
+        self[name] = writer.bytes
+    }
+
+    func integer(_ name: String) throws(Refusal) -> Int64? {
+        guard let blob = blobs[name] else { return nil }
+        var reader = ByteReader(blob, of: "the guest's \(name)")
+        let value: Int64 = try reader.integer()
+        try reader.finish()
+        return value
+    }
+}
+
+extension ByteReader where Failure == Refusal {
+    init(_ bytes: [UInt8], of what: String) { self.init(bytes) { Refusal("\(what) is damaged: \($0)") } }
 }
 
 /// Backends on their way: each one's kind and state as blobs, its files as descriptors named `backend/file`.

@@ -136,12 +136,9 @@ final class UpgradeDestination: HandoverReceiver {
         guard let components = blobs["components"], let backendBytes = blobs["backends"] else {
             throw Refusal("the guest's state did not come along")
         }
-        if let clock = blobs["clock"] {
-            guard let offset = integer(bigEndian: clock) else { throw Refusal("the guest's clock is damaged") }
-            clockOffset = offset
-        }
+        clockOffset = try blobs.integer("clock")
         if let bytes = blobs["memory"] { sentMemory = try SentMemory(bytes) }
-        held = blobs["held"].flatMap(integer(bigEndian:))
+        held = try blobs.integer("held")
         try memory?.finish()
         try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
         try reader?.decode(components)

@@ -171,14 +171,18 @@ struct SentMemory {
     init() {}
 
     /// As it crosses: three integers. The guest stands still meanwhile, and a JSON coder takes longer than all devices.
-    var bytes: [UInt8] { [stopped, Int64(copiedByteCount), processorNanoseconds].flatMap(bigEndian) }
+    var bytes: [UInt8] {
+        var writer = ByteWriter()
+        for value in [stopped, Int64(copiedByteCount), processorNanoseconds] { writer.integer(value) }
+        return writer.bytes
+    }
 
     init(_ bytes: [UInt8]) throws(Refusal) {
-        let values = stride(from: 0, to: bytes.count, by: 8).compactMap {
-            integer(bigEndian: Array(bytes[$0..<min($0 + 8, bytes.count)]))
-        }
-        guard bytes.count == 24, values.count == 3 else { throw Refusal("what is said of the sent memory is damaged") }
-        (stopped, copiedByteCount, processorNanoseconds) = (values[0], Int(values[1]), values[2])
+        var reader = ByteReader(bytes, of: "what is said of the sent memory")
+        stopped = try reader.integer()
+        copiedByteCount = Int(try reader.integer(as: Int64.self))
+        processorNanoseconds = try reader.integer()
+        try reader.finish()
     }
 
     /// Of the calling thread.

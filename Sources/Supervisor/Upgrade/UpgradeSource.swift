@@ -117,7 +117,7 @@ final class UpgradeSource: HandoverSubject {
         var blobs = NamedBlobs()
         blobs["components"] = try SavedComponents.encode(guest.components)
         // The host's monotonic clock is one for both processes: the guest's time goes on as if nothing had been.
-        if wasRunning { blobs["clock"] = bigEndian(guest.machine.clock.hostOffsetNanoseconds) }
+        if wasRunning { blobs.set("clock", guest.machine.clock.hostOffsetNanoseconds) }
         var parcel = BackendParcel()
         for (name, handover) in try backends.handOverState() { parcel.add(name, handover) }
         blobs["backends"] = parcel.blobs.bytes
@@ -128,7 +128,7 @@ final class UpgradeSource: HandoverSubject {
         }
         sent.processorNanoseconds = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
         blobs["memory"] = sent.bytes
-        blobs["held"] = bigEndian(guest.machine.heldNanoseconds)
+        blobs.set("held", guest.machine.heldNanoseconds)
         return HandoverState(bytes: blobs.bytes, resources: parcel.descriptors)
     }
 
@@ -145,14 +145,6 @@ final class UpgradeSource: HandoverSubject {
         memory?.release()
         supervisor.loop.sync { self.supervisor.server.release() }
     }
-}
-
-/// An integer as eight bytes, most significant first, and back.
-func bigEndian(_ value: Int64) -> [UInt8] {
-    (0..<8).map { UInt8(truncatingIfNeeded: value >> (56 - 8 * Int64($0))) }
-}
-func integer(bigEndian bytes: [UInt8]) -> Int64? {
-    bytes.count == 8 ? Int64(bitPattern: bytes.reduce(0) { $0 << 8 | UInt64($1) }) : nil
 }
 
 extension EventLoop {
