@@ -43,6 +43,33 @@ import Testing
         #expect(rtc.read(0x04) == 1_700_000_000_123_456_789 >> 32)
     }
 
+    @Test(
+        "the heartbeat guest reads it right though another hart reads it in between, where the lower half begins anew",
+        arguments: [0, 1, 2])
+    func readByTwo(gap: Int) {
+        let before: UInt64 = 0x17_ffff_fffe
+        wall.now.store(before, ordering: .relaxed)
+        var reads = 0
+        // The other hart comes once, so many of our accesses after the first, when the lower half has begun anew.
+        func other() {
+            if reads == gap {
+                wall.now.store(before + 9, ordering: .relaxed)
+                _ = rtc.read(0x00)
+            }
+            reads += 1
+        }
+        let time = readLatchedClock(
+            low: {
+                other()
+                return UInt32(rtc.read(0x00))
+            },
+            high: {
+                other()
+                return UInt32(rtc.read(0x04))
+            })
+        #expect((before...before + 9).contains(time), "\(time) is not between \(before) and \(before + 9)")
+    }
+
     @Test("the guest can set it, and it runs on from there")
     func set() {
         rtc.write(0x04, 0x10)

@@ -17,11 +17,9 @@ enum Platform {
     /// The machine timer, in its own ticks.
     static var now: UInt64 { bare_load64(timer) }
 
-    /// The real-time clock in nanoseconds: it goes on when a monitor stops the machine timer. Reading the low half
-    /// latches the high one.
+    /// The real-time clock in nanoseconds: it goes on when a monitor stops the machine timer.
     static var wallNanoseconds: UInt64 {
-        let low = bare_load32(wallClock)
-        return UInt64(bare_load32(wallClock + 4)) << 32 | UInt64(low)
+        readLatchedClock(low: { bare_load32(wallClock) }, high: { bare_load32(wallClock + 4) })
     }
 
     /// Sleeps until the machine timer reaches `deadline`, or a little less.

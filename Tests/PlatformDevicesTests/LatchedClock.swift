@@ -1,0 +1,1 @@
+../../Guests/heartbeat/Sources/LatchedClock.swift
