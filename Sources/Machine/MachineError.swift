@@ -31,12 +31,13 @@ package enum MachineError: Error, Sendable, CustomStringConvertible {
     }
 }
 
-/// What a running machine tells its owner. Delivered on the machine's own control thread or the caller's.
+/// What a running machine tells its owner, in the order in which it happened, on the machine's own control thread or a caller's.
+/// Whoever makes it happen finds it told when the call returns.
 package enum MachineEvent: Hashable, Sendable {
     /// The guest powered itself off. 0 unless it reported a failure.
     case powerOff(exitCode: Int32)
-    /// The guest was started anew.
-    case reset
+    /// The guest was started anew: it asked for that itself, or whoever owns the machine did.
+    case reset(byGuest: Bool)
     /// The guest cannot go on.
     case failed(String)
     case paused

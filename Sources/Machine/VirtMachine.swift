@@ -51,7 +51,7 @@ package final class VirtMachine: Sendable {
     let held = Atomic<Int64>(0)
     /// When all processors last stood still so that the guest could be paused: ``VirtualClock/hostNanoseconds()``.
     package var heldNanoseconds: Int64 { held.load(ordering: .relaxed) }
-    private let observer: @Sendable (MachineEvent) -> Void
+    let events: EventQueue
     private let controlThread = Mutex<HostThread?>(nil)
 
     /// Builds the machine with all its threads, which wait. Nothing is loaded: see ``loadImages()``.
@@ -59,7 +59,7 @@ package final class VirtMachine: Sendable {
     ///   - backends: One for each configured device that needs one.
     ///   - adopting: Memory that another process made, by block name; sizes and seals judged by the caller.
     ///   - processors: Nil makes the software harts.
-    ///   - observer: Told of events, in order, on a thread that must not call back into the life cycle and wait.
+    ///   - observer: Told of events, in order. It may call back into the life cycle, and must not wait for another thread that does.
     package init(
         configuration: MachineConfiguration, backends: MachineBackends, adopting: [String: OwnedDescriptor] = [:],
         processors factory: ProcessorFactory? = nil, observer: @escaping @Sendable (MachineEvent) -> Void = { _ in }
@@ -82,7 +82,7 @@ package final class VirtMachine: Sendable {
         self.timers = timers
         self.requests = requests
         self.memory = memory.memory
-        self.observer = observer
+        events = EventQueue(observer: observer)
         ramBlocks = memory.blocks
 
         // The devices, with the processors' inputs still open.
@@ -193,8 +193,6 @@ package final class VirtMachine: Sendable {
 
     /// The kernel's number of each processor's thread, by index.
     package var processorThreadIdentifiers: [CInt] { threads.map(\.threadIdentifier) }
-
-    func report(_ events: [MachineEvent]) { for event in events { observer(event) } }
 
     /// Power-on state of everything but RAM. Only with the processors held and the clock stopped.
     func resetComponents() {

@@ -15,7 +15,8 @@ package protocol SupervisedGuest: MigratableGuest {
     func registerDump() -> String
     /// Ends all threads of the machine; called once, after `pause`. Nothing runs afterwards.
     func shutDown()
-    /// Tells what the guest does to itself. Called from any thread, also while `pause` waits; must not block.
+    /// Tells what the guest does to itself, and in the same order what is done to it. Called from any thread, also while `pause`
+    /// waits; must not block.
     func setEventHandler(_ handler: @escaping @Sendable (GuestEvent) -> Void)
     /// Tells the network where the guest is, once for each card; nil is all of them, else those of these names.
     func announceNetworks(_ names: [String]?)
@@ -62,7 +63,7 @@ package struct GuestProcessorInformation: Hashable, Sendable {
     }
 }
 
-/// What a guest does by itself.
+/// What a guest does by itself, and what others did to it that it may have answered before they could say so.
 package enum GuestEvent: Hashable, Sendable {
     /// The guest switched the machine off; the code is what it gave to the test finisher, 0 for a plain power-off.
     case poweredOff(code: Int32)
@@ -70,4 +71,8 @@ package enum GuestEvent: Hashable, Sendable {
     case reset
     /// A processor cannot go on.
     case failed(String)
+    /// `resume` let it run.
+    case resumed
+    /// `reset` has started it anew.
+    case wasReset
 }

@@ -37,6 +37,8 @@ package final class Supervisor: @unchecked Sendable {
     /// Operations on the machine's life, one at a time, in the order in which they were asked for.
     private var operations: [@Sendable () -> Void] = []
     private var isOperating = false
+    /// What is done as soon as the guest says that something happened which is being made to happen.
+    private var expectations: [Expectation] = []
     private var isQuitting = false
     private let endIsWanted = Atomic<Bool>(false)
     /// Somebody wants the guest's end, or it has ended itself. Any thread.
@@ -101,7 +103,36 @@ package final class Supervisor: @unchecked Sendable {
             runState = .internalError
             announce(.stop)
             quit(cause: .guestPanic, status: ExitStatus.guestFailure.rawValue)
+        case .resumed, .wasReset:
+            guard let index = expectations.firstIndex(where: { $0.event == event }) else { return }
+            expectations.remove(at: index).then()
         }
+    }
+
+    private final class Expectation: Sendable {
+        let event: GuestEvent?
+        let then: @Sendable () -> Void
+        init(_ event: GuestEvent?, _ then: @escaping @Sendable () -> Void) {
+            self.event = event
+            self.then = then
+        }
+    }
+
+    /// Does what makes the guest say `event`, if anything; `then` runs on the loop when the guest says so, before what it does afterwards is
+    /// heard of: a guest may reset itself, or end, before `work` has returned. It runs at the latest when `work` has succeeded. Not on the
+    /// loop's thread.
+    func expect(
+        _ event: GuestEvent?, then: @escaping @Sendable () -> Void, of work: () throws -> Void
+    ) throws {
+        let expectation = Expectation(event, then)
+        loop.perform { [self] in expectations.append(expectation) }
+        let result = Result { try work() }
+        loop.perform { [self] in
+            guard let index = expectations.firstIndex(where: { $0 === expectation }) else { return }
+            expectations.remove(at: index)
+            if case .success = result { then() }
+        }
+        try result.get()
     }
 
     /// A process has eight bits of exit status; a failure must not become success by losing the others.
@@ -148,13 +179,12 @@ package final class Supervisor: @unchecked Sendable {
             worker.perform { [self] in
                 let result: Result<Void, QMPError>
                 do {
-                    try operation.work()
+                    try expect(operation.event, then: operation.then, of: operation.work)
                     result = .success(())
                 } catch {
                     result = .failure(QMPError("\(error)"))
                 }
                 loop.perform {
-                    if case .success = result { operation.then() }
                     done(result)
                     ended()
                 }
@@ -165,6 +195,8 @@ package final class Supervisor: @unchecked Sendable {
     private struct Operation: Sendable {
         var refusal: QMPError?
         var work: @Sendable () throws -> Void = {}
+        /// What the guest says when ``then`` is due; nil when that is the end of ``work``.
+        var event: GuestEvent?
         var then: @Sendable () -> Void = {}
     }
 
@@ -215,6 +247,7 @@ package final class Supervisor: @unchecked Sendable {
                 }
                 return Operation(
                     work: { [self] in try guest.resume() },
+                    event: .resumed,
                     then: { [self] in
                         runState = .running
                         announce(.resume)
@@ -237,6 +270,7 @@ package final class Supervisor: @unchecked Sendable {
                         try guest.reset()
                         if wasRunning { try guest.resume() }
                     },
+                    event: .wasReset,
                     then: { [self] in
                         announce(.reset, ["guest": .bool(cause.isGuest), "reason": .string(cause.rawValue)])
                     })

@@ -23,8 +23,6 @@ package final class VirtGuest: SupervisedGuest {
             var waiting: [GuestEvent] = []
         }
         private let state = Mutex(State())
-        /// Whoever resets the guest tells it; what the machine says meanwhile is that reset.
-        let isResetFromOutside = Atomic<Bool>(false)
 
         package init() {}
 
@@ -32,11 +30,10 @@ package final class VirtGuest: SupervisedGuest {
             let guestEvent: GuestEvent
             switch event {
             case .powerOff(let exitCode): guestEvent = .poweredOff(code: exitCode)
-            case .reset:
-                if isResetFromOutside.load(ordering: .relaxed) { return }
-                guestEvent = .reset
+            case .reset(let byGuest): guestEvent = byGuest ? .reset : .wasReset
             case .failed(let reason): guestEvent = .failed(reason)
-            case .paused, .resumed: return
+            case .resumed: guestEvent = .resumed
+            case .paused: return
             }
             let handler = state.withLock { state in
                 if state.handler == nil { state.waiting.append(guestEvent) }
@@ -73,11 +70,7 @@ package final class VirtGuest: SupervisedGuest {
         }
     }
 
-    package func reset() throws {
-        sink.isResetFromOutside.store(true, ordering: .relaxed)
-        defer { sink.isResetFromOutside.store(false, ordering: .relaxed) }
-        try machine.reset()
-    }
+    package func reset() throws { try machine.reset() }
 
     package func announceNetworks(_ names: [String]?) { machine.announceNetworks(names) }
 

@@ -236,8 +236,6 @@ import Testing
         let console = RecordingConsole()
         let machine = try machine(configuration: configuration, console: console, log: log) { processor in
             if (processor.resetCount) == 1 {
-                // Whoever started it tells of that on a thread of its own, which may come late.
-                while log.all.isEmpty { sched_yield() }
                 _ = processor.bus.store(address: 0x1000_0007, width: 1, value: 0x5a)
                 _ = processor.bus.store(address: 0x10_0000, width: 4, value: 0x7777)
                 return .waiting(untilNanoseconds: nil)
@@ -250,9 +248,46 @@ import Testing
         try machine.memory.write(0x8000_0000, [9, 9, 9, 9])
         try machine.start()
         log.wait(for: .powerOff(exitCode: 0))
-        #expect(log.all == [.resumed, .reset, .powerOff(exitCode: 0)])
+        #expect(log.all == [.resumed, .reset(byGuest: true), .powerOff(exitCode: 0)])
         #expect(try machine.memory.bytes(at: 0x8000_0000, count: 4) == [1, 2, 3, 4])
         machine.shutDown()
+    }
+
+    @Test("an owner whose thread comes late is told of its guest's start before the guest's end")
+    func toldInOrder() throws {
+        for _ in 0..<200 {
+            let log = EventLog()
+            let machine = try machine(log: log) { processor in
+                _ = processor.bus.store(address: 0x10_0000, width: 4, value: 0x5555)
+                return .waiting(untilNanoseconds: nil)
+            }
+            try machine.start()
+            #expect(log.all.first == .resumed)
+            log.wait(for: .powerOff(exitCode: 0))
+            #expect(log.all == [.resumed, .powerOff(exitCode: 0)])
+            machine.shutDown()
+        }
+    }
+
+    @Test("an observer may stop and continue the guest that it is told of")
+    func observerCallsBack() throws {
+        let log = EventLog()
+        let owned = Mutex<VirtMachine?>(nil)
+        let machine = try VirtMachine(
+            configuration: smallConfiguration(), backends: MachineBackends(serial: RecordingConsole()),
+            processors: ScriptedProcessor.factory { _ in .kicked },
+            observer: { event in
+                log.add(event)
+                guard log.all.count < 5, let machine = owned.withLock({ $0 }) else { return }
+                if event == .resumed { try? machine.pause() } else { try? machine.resume() }
+            })
+        owned.withLock { $0 = machine }
+        defer {
+            owned.withLock { $0 = nil }
+            machine.shutDown()
+        }
+        try machine.start()
+        #expect(log.all == [.resumed, .paused, .resumed, .paused, .resumed] && machine.isRunning)
     }
 
     @Test("a guest that asks for a reset and has nothing to start from ends with a message")

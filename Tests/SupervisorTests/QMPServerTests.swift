@@ -99,6 +99,31 @@ extension SupervisorTests {
             #expect(names == ["RESUME", "STOP", "RESET", "RESUME"])
         }
 
+        @Test(
+            "clients hear of a guest's start and its reset before they hear what it did next",
+            arguments: [("cont", "RESUME"), ("system_reset", "RESET")])
+        func hastyGuest(command: String, own: String) throws {
+            let fixture = try SupervisorFixture()
+            let client = try fixture.connect()
+            let witness = try fixture.connect()
+            var expected: [String] = []
+            if command == "system_reset" {
+                _ = try client.run("cont")
+                expected = ["RESUME"]
+            }
+            fixture.guest.haste.withLock { $0 = [.reset, .poweredOff(code: 0)] }
+            #expect(try client.run(command) == [:])
+            expected += [own, "RESET", "SHUTDOWN"]
+            var names: [String] = []
+            while names.count < expected.count, let event = try witness.nextEvent(timeoutMilliseconds: 5000) {
+                names.append(event.name)
+            }
+            #expect(names == expected)
+            #expect(fixture.supervisor.waitForEnd() == 0)
+            // What has ended does not run, whatever came late.
+            fixture.onLoop { [supervisor = fixture.supervisor] in #expect(supervisor.runState == .shutdown) }
+        }
+
         @Test("a reset of a running guest leaves it running") func resetRunning() throws {
             let fixture = try SupervisorFixture()
             let client = try fixture.connect()

@@ -23,13 +23,19 @@ final class ScriptedSupervisedGuest: SupervisedGuest {
         memory = GuestMemory(regions: [MemoryRegion(address: 0x8000_0000, block: block)])
     }
 
+    /// What the guest does as soon as it runs, before whoever resumed it goes on; once.
+    let haste = Mutex<[GuestEvent]>([])
+
     func happen(_ event: GuestEvent) { handler.withLock { $0 }?(event) }
 
     var calls: [String] { log.withLock { $0.calls } }
     private func note(_ call: String) { log.withLock { $0.calls.append(call) } }
 
     let processors = [GuestProcessorInformation(index: 0, threadIdentifier: 1, retiredInstructions: 42)]
-    func reset() throws { note("reset") }
+    func reset() throws {
+        note("reset")
+        happen(.wasReset)
+    }
     func announceNetworks(_ names: [String]?) { note("announce \(names?.joined(separator: ",") ?? "all")") }
     func registerDump() -> String { "pc 0\r\n" }
     func shutDown() { note("shutDown") }
@@ -45,6 +51,12 @@ final class ScriptedSupervisedGuest: SupervisedGuest {
     func resume() throws {
         note("resume")
         running.withLock { $0 = true }
+        happen(.resumed)
+        let events = haste.withLock { events in
+            defer { events = [] }
+            return events
+        }
+        for event in events { happen(event) }
     }
     var isRunning: Bool { running.withLock { $0 } }
     let components: [any StatefulComponent] = []

@@ -38,17 +38,17 @@ extension VirtMachine {
 
     /// Lets the guest run on from where it stands. No effect on a running guest.
     package func resume() throws(MachineError) {
-        let events = try lifeCycle.withLock { life throws(MachineError) -> [MachineEvent] in
+        defer { events.tell() }
+        try lifeCycle.withLock { life throws(MachineError) in
             switch life.state {
-            case .running: return []
+            case .running: return
             case .shutdown: throw .shutDown
             case .created, .paused:
                 life.state = .running
+                events.add(.resumed)
                 release()
-                return [.resumed]
             }
         }
-        report(events)
     }
 
     /// Stops everything: when it returns, no processor, timer, device or backend touches the guest, and its clock stands
@@ -57,23 +57,23 @@ extension VirtMachine {
     /// What the guest asked for just before is done first: a reset leaves the reset guest paused.
     /// - Throws: ``MachineError/shutDown`` when the guest has ended, or had just asked to.
     package func pause() throws(MachineError) {
-        var events: [MachineEvent] = []
         let isShutDown = lifeCycle.withLock { life in
             if life.state == .running {
                 hold()
                 life.state = .paused
-                events = serve(requests.takeAll(), &life)
-                if life.state == .paused { events.append(.paused) }
+                serve(requests.takeAll(), &life)
+                if life.state == .paused { events.add(.paused) }
             }
             return life.state == .shutdown
         }
-        report(events)
+        events.tell()
         if isShutDown { throw .shutDown }
     }
 
     /// Starts the guest anew, from the images as they are now. A paused guest stays paused.
     package func reset() throws(MachineError) {
-        let events = try lifeCycle.withLock { life throws(MachineError) -> [MachineEvent] in
+        defer { events.tell() }
+        try lifeCycle.withLock { life throws(MachineError) in
             let wasRunning = life.state == .running
             switch life.state {
             case .shutdown: throw .shutDown
@@ -85,10 +85,9 @@ extension VirtMachine {
                 if wasRunning { release() }
                 throw error
             }
+            events.add(.reset(byGuest: false))
             if wasRunning { release() }
-            return [.reset]
         }
-        report(events)
     }
 
     /// Ends the guest for good and gives back its threads. Idempotent.
@@ -176,29 +175,27 @@ extension VirtMachine {
 
     /// What guests asked for while they ran. On the control thread.
     func serveRequests() {
-        let events = lifeCycle.withLock { life -> [MachineEvent] in
+        lifeCycle.withLock { life in
             guard life.state == .running else {
                 // Whoever paused the guest has seen to its requests; what comes later comes from nobody.
                 _ = requests.takeAll()
-                return []
+                return
             }
             let waiting = requests.takeAll()
-            guard !waiting.isEmpty else { return [] }
+            guard !waiting.isEmpty else { return }
             hold()
             life.state = .paused
-            let events = serve(waiting, &life)
+            serve(waiting, &life)
             if life.state == .paused {
                 life.state = .running
                 release()
             }
-            return events
         }
-        report(events)
+        events.tell()
     }
 
     /// Sees to requests with everything stopped; the first that ends the guest is the last.
-    private func serve(_ requests: [Request], _ life: inout LifeCycle) -> [MachineEvent] {
-        var events: [MachineEvent] = []
+    private func serve(_ requests: [Request], _ life: inout LifeCycle) {
         for request in requests {
             let event: MachineEvent
             switch request {
@@ -208,15 +205,14 @@ extension VirtMachine {
             case .finisher(.reset):
                 do {
                     try restart()
-                    events.append(.reset)
+                    events.add(.reset(byGuest: true))
                     continue
                 } catch { event = .failed(error.description) }
             }
             life.state = .shutdown
             life.end = event
-            events.append(event)
+            events.add(event)
             break
         }
-        return events
     }
 }

@@ -4,19 +4,15 @@ import MigrationEngine
 
 /// The guest as the engine has it while it moves: the same, and the supervisor hears of each pause and resume.
 final class MigratingGuest: MigratableGuest {
-    private let guest: any SupervisedGuest
-    private let told: @Sendable (_ isRunning: Bool) -> Void
+    private let supervisor: Supervisor
+    private var guest: any SupervisedGuest { supervisor.guest }
 
     /// Its RAM came by descriptor.
     private let memory: ArrivingMemory?
 
-    init(
-        _ guest: any SupervisedGuest, memory: ArrivingMemory? = nil,
-        told: @escaping @Sendable (_ isRunning: Bool) -> Void
-    ) {
-        self.guest = guest
+    init(of supervisor: Supervisor, memory: ArrivingMemory? = nil) {
+        self.supervisor = supervisor
         self.memory = memory
-        self.told = told
     }
 
     var machineName: String { guest.machineName }
@@ -40,11 +36,11 @@ final class MigratingGuest: MigratableGuest {
         let wasRunning = guest.isRunning
         try guest.pause()
         try guest.releaseImages()
-        if wasRunning { told(false) }
+        if wasRunning { supervisor.loop.perform { [supervisor] in supervisor.guestWasMoved(isRunning: false) } }
     }
 
     func resume() throws {
-        try guest.resume()
-        told(true)
+        try supervisor.expect(
+            .resumed, then: { [supervisor] in supervisor.guestWasMoved(isRunning: true) }, of: { try guest.resume() })
     }
 }

@@ -131,9 +131,7 @@ final class MigrationControl: @unchecked Sendable {
     /// On the migration's thread.
     private func emigrate(over opened: MigrationOpening.Opened, _ configuration: MigrationConfiguration) {
         let configuration = withSharedBlocks(configuration)
-        let guest = MigratingGuest(supervisor.guest) { [supervisor] isRunning in
-            supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
-        }
+        let guest = MigratingGuest(of: supervisor)
         let equipment: MigrationEquipment.Source
         do throws(MigrationError) {
             equipment = try MigrationEquipment.source(opened, guest: guest, configuration)
@@ -311,9 +309,7 @@ final class MigrationControl: @unchecked Sendable {
         // A file says by itself where its pages are.
         if MappedRAMDestination.isAnnounced(in: transport) { configuration.capabilities.insert(.mappedRAM) }
         let memory = loop.sync { [self] in arriving }
-        let guest = MigratingGuest(supervisor.guest, memory: memory) { [supervisor] isRunning in
-            supervisor.loop.perform { supervisor.guestWasMoved(isRunning: isRunning) }
-        }
+        let guest = MigratingGuest(of: supervisor, memory: memory)
         let equipment = MigrationEquipment.destination(
             transport, channels: channels, acceptor: acceptor, configuration)
         let destination = MigrationDestination(
