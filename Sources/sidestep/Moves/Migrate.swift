@@ -58,13 +58,20 @@ struct Migrate: ParsableCommand {
             guard capability.isEmpty, parameter.isEmpty, compat == nil, cpr == nil, !postcopy else {
                 throw Refusal(.usage, "--resume goes on as the migration was begun: give the URI alone")
             }
-        } else {
-            try Self.setUp(
-                connection, capabilities: capability + (postcopy ? ["postcopy-ram"] : []),
-                parameters: (layout.map { ["x-layout=\($0)"] } ?? []) + (cpr == nil ? [] : ["mode=cpr-transfer"])
-                    + (postcopy ? ["x-strategy=postcopy"] : []) + parameter)
         }
-        let answer = try Self.move(connection, to: uri, cpr: cpr, resume: resume, format: output.format)
+        var settings = MoveSettings(connection)
+        let answer: JSONValue
+        do {
+            try settings.switchOn(capability + (postcopy ? ["postcopy-ram"] : []))
+            try settings.set(
+                (layout.map { ["x-layout=\($0)"] } ?? []) + (cpr == nil ? [] : ["mode=cpr-transfer"])
+                    + (postcopy ? ["x-strategy=postcopy"] : []) + parameter)
+            answer = try Self.move(connection, to: uri, cpr: cpr, resume: resume, format: output.format)
+        } catch {
+            // A guest that has left and waits for a channel goes on as it was begun.
+            if (try? connection.run("query-migrate"))?["status"] != "postcopy-paused" { settings.putBack() }
+            throw error
+        }
         output.showLast(answer) {
             "\(guest.name) has moved\n"
                 + MigrationProgressView.summary(
@@ -73,23 +80,7 @@ struct Migrate: ParsableCommand {
                         ? "descriptors" : capability.contains { $0.hasSuffix("page-flipping") } ? "page flip" : "socket"
                 )
         }
-        if !keep { _ = try connection.run("quit") }
-    }
-
-    static func setUp(_ connection: GuestConnection, capabilities: [String], parameters: [String]) throws {
-        if !capabilities.isEmpty {
-            _ = try connection.run(
-                "migrate-set-capabilities",
-                ["capabilities": .array(capabilities.map { ["capability": .string($0), "state": true] })])
-        }
-        for text in parameters {
-            guard let equals = text.firstIndex(of: "=") else {
-                throw Refusal(.usage, "--parameter: '\(text)' is not NAME=VALUE")
-            }
-            let value = String(text[text.index(after: equals)...])
-            let json: JSONValue = SizeText.parse(value).map { JSONValue($0) } ?? .string(value)
-            _ = try connection.run("migrate-set-parameters", [String(text[..<equals]): json])
-        }
+        if keep { settings.putBack() } else { _ = try connection.run("quit") }
     }
 
     /// Starts a migration and follows it to its end.

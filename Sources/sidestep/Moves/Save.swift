@@ -37,35 +37,30 @@ struct Save: ParsableCommand {
         configuration["incoming"] = nil
         configuration["incoming-cpr"] = nil
         let wasRunning = facts["status"] == "running"
-        if mappedRam { try Self.setMapped(true, connection) }
+        var settings = MoveSettings(connection)
         let answer: JSONValue
         do {
+            if mappedRam { try settings.switchOn(["mapped-ram"]) }
             answer = try Migrate.move(connection, to: "file:\(path)", format: output.format)
         } catch {
-            // The guest runs on, and its next move is an ordinary one.
-            if mappedRam { try? Self.setMapped(false, connection) }
+            settings.putBack()
             throw error
         }
-        if mappedRam, keepRunning { try Self.setMapped(false, connection) }
         do {
             let description = try OwnedDescriptor.open(path + ".json", flags: O_WRONLY | O_CREAT | O_TRUNC)
             try description.writeAll(Array((JSONValue.object(configuration).prettyJSON + "\n").utf8))
         } catch {
+            settings.putBack()
             _ = try connection.run("cont")
             throw Refusal("\(guest.name): cannot write \(path).json: \(error); the guest runs on")
         }
         output.showLast(answer) { "\(guest.name) is saved\n" + MigrationProgressView.summary($0, channel: "file") }
         if keepRunning {
+            settings.putBack()
             if wasRunning { _ = try connection.run("cont") }
         } else {
             _ = try connection.run("quit")
         }
-    }
-
-    private static func setMapped(_ isOn: Bool, _ connection: GuestConnection) throws {
-        _ = try connection.run(
-            "migrate-set-capabilities",
-            ["capabilities": [["capability": "mapped-ram", "state": .bool(isOn)]]])
     }
 
     private func currentDirectory() throws -> String {
