@@ -77,6 +77,11 @@ package struct BandwidthLimit: Sendable {
         windowStart = nowNanoseconds
     }
 
+    /// Bytes that one window has, at least one; 0 is no limit.
+    package var windowByteCount: UInt64 {
+        bytesPerSecond == 0 ? 0 : max(1, bytesPerSecond / (1_000_000_000 / Self.windowNanoseconds))
+    }
+
     /// Accounts bytes just sent and answers the nanoseconds to wait before the next, 0 for none.
     package mutating func sent(byteCount: UInt64, nowNanoseconds: UInt64) -> UInt64 {
         guard bytesPerSecond > 0 else { return 0 }

@@ -27,17 +27,20 @@ package final class MigrationDestination: Sendable {
     let orders: Gate<Orders>
     private let current = Mutex(MigrationProgress())
     private let observer: (@Sendable (MigrationProgress) -> Void)?
+    private let pageObserver: (@Sendable (RAMProgress) -> Void)?
 
     /// - Parameters:
     ///   - hooks: How the channel takes part in receiving RAM; nil takes everything from the stream.
     ///   - ownership: Who runs the guest, when both ends share memory.
     ///   - faults: Where a postcopy gets this process's page faults from.
     ///   - observer: Called on the migration's thread at each change of status.
+    ///   - pageObserver: Called on the migration's thread whenever pages are accounted for.
     package init(
         guest: any MigratableGuest, transport: any MigrationTransport,
         configuration: MigrationConfiguration = MigrationConfiguration(), hooks: (any DestinationRAMHooks)? = nil,
         ownership: (any GuestOwnership)? = nil, faults: UserFaultOpener = .kernel,
-        observer: (@Sendable (MigrationProgress) -> Void)? = nil
+        observer: (@Sendable (MigrationProgress) -> Void)? = nil,
+        pageObserver: (@Sendable (RAMProgress) -> Void)? = nil
     ) {
         self.guest = guest
         self.faults = faults
@@ -45,6 +48,7 @@ package final class MigrationDestination: Sendable {
         self.hooks = hooks
         self.ownership = ownership
         self.observer = observer
+        self.pageObserver = pageObserver
         orders = Gate(Orders(transport: transport))
     }
 
@@ -90,6 +94,7 @@ package final class MigrationDestination: Sendable {
             return progress
         }
         if notify { observer?(copy) }
+        pageObserver?(copy.ram)
     }
 }
 

@@ -29,21 +29,25 @@ package final class MigrationSource: Sendable {
     let orders: Gate<Orders>
     private let current = Mutex(MigrationProgress())
     private let observer: (@Sendable (MigrationProgress) -> Void)?
+    private let pageObserver: (@Sendable (RAMProgress) -> Void)?
 
     /// - Parameters:
     ///   - hooks: How the channel takes part in sending RAM; nil sends everything through the stream.
     ///   - ownership: Who runs the guest, when both ends share memory.
     ///   - observer: Called on the migration's thread at each change of status and each round.
+    ///   - pageObserver: Called on the migration's thread whenever pages are accounted for.
     package init(
         guest: any MigratableGuest, transport: any MigrationTransport,
         configuration: MigrationConfiguration = MigrationConfiguration(), hooks: (any SourceRAMHooks)? = nil,
-        ownership: (any GuestOwnership)? = nil, observer: (@Sendable (MigrationProgress) -> Void)? = nil
+        ownership: (any GuestOwnership)? = nil, observer: (@Sendable (MigrationProgress) -> Void)? = nil,
+        pageObserver: (@Sendable (RAMProgress) -> Void)? = nil
     ) {
         self.guest = guest
         self.configuration = configuration
         self.hooks = hooks
         self.ownership = ownership
         self.observer = observer
+        self.pageObserver = pageObserver
         orders = Gate(Orders(transport: transport))
     }
 
@@ -113,6 +117,7 @@ package final class MigrationSource: Sendable {
             return progress
         }
         if notify { observer?(copy) }
+        pageObserver?(copy.ram)
     }
 }
 
@@ -341,18 +346,17 @@ final class SourceDriver {
 
     /// PARTs until nothing is pending, within the bandwidth limit.
     private func sendPending() throws(MigrationError) {
+        var accounted = crossedByteCount
         while sender.pendingPageCount > 0, !wantsPostcopy {
             takeParameters()
-            let start = now()
-            let before = crossedByteCount
-            let perWindow = parameters.maxBandwidthBytesPerSecond / 10
-            try sendPart { () throws(MigrationError) in
-                // A PART is as long as QEMU's: up to 50 ms, or what a window of the bandwidth limit allows.
-                now() - start > 50_000_000 || (perWindow > 0 && crossedByteCount - before > perWindow)
-            }
+            var window = PartWindow(of: self)
+            try sendPart { () throws(MigrationError) in window.room(self) }
             try returnPath?.poll()
             publish()
-            let wait = bandwidth.sent(byteCount: crossedByteCount - before, nowNanoseconds: now())
+            // What threads of the channel sent since the last time counts too.
+            let crossed = crossedByteCount
+            let wait = bandwidth.sent(byteCount: crossed - accounted, nowNanoseconds: now())
+            accounted = crossed
             if wait > 0 {
                 owner.orders.wait(timeoutNanoseconds: wait) {
                     $0.isCancelled || $0.wantsPostcopy || $0.parameters != nil
@@ -361,6 +365,34 @@ final class SourceDriver {
             try checkOrders()
         }
         takeParameters()
+    }
+
+    /// What one PART may hold: what goes in 50 ms, as QEMU's, and no more than the bandwidth limit has for a window.
+    private struct PartWindow {
+        private let start = now()
+        private let crossedBefore: UInt64
+        private let sidePagesBefore: UInt64
+        /// 0 is no limit.
+        private let quota: UInt64
+        private var hasBegun = false
+
+        init(of run: SourceDriver) {
+            crossedBefore = run.crossedByteCount
+            sidePagesBefore = run.sender.sidePageCount
+            quota = run.bandwidth.windowByteCount
+        }
+
+        /// Pages that may go next. However little a window has, the first page goes.
+        mutating func room(_ run: SourceDriver) -> Int {
+            defer { hasBegun = true }
+            if hasBegun, now() - start > 50_000_000 { return 0 }
+            guard quota > 0 else { return .max }
+            // Contents that a channel holds back for a moment are as good as sent.
+            let beside = (run.sender.sidePageCount - sidePagesBefore) * UInt64(guestPageSize)
+            let used = max(run.crossedByteCount - crossedBefore, beside)
+            if used >= quota { return hasBegun ? 0 : 1 }
+            return max(1, Int((quota - used) / UInt64(guestPageSize)))
+        }
     }
 
     /// Limits somebody has changed in the meantime.
@@ -380,11 +412,11 @@ final class SourceDriver {
 
     /// One PART.
     @discardableResult
-    func sendPart(_ isEnough: () throws(MigrationError) -> Bool) throws(MigrationError) -> [PageRun] {
+    func sendPart(_ room: () throws(MigrationError) -> Int) throws(MigrationError) -> [PageRun] {
         output.writer.beginSection(SectionHeader(.part, id: ramSectionID, name: "ram", version: 4))
         let runs = try sender.writePages(to: output, .round) { () throws(MigrationError) in
             try checkOrders()
-            return try isEnough()
+            return try room()
         }
         output.writer.endSection(id: ramSectionID)
         try output.flush()
@@ -437,7 +469,7 @@ final class SourceDriver {
         output.writer.beginSection(SectionHeader(.end, id: ramSectionID, name: "ram", version: 4))
         try sender.writePages(to: output, .finish) { () throws(MigrationError) in
             try checkOrders()
-            return false
+            return .max
         }
         output.writer.endSection(id: ramSectionID)
         let paged = now()
@@ -495,7 +527,7 @@ final class SourceDriver {
             let pagesBefore = sender.pendingPageCount
             let runs = try sendPart { () throws(MigrationError) in
                 pages = pagesBefore - sender.pendingPageCount
-                return pages >= Self.piecePages
+                return pages >= Self.piecePages ? 0 : .max
             }
             pingValue &+= 1
             output.writer.writeCommand(.ping(pingValue))

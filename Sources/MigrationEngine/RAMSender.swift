@@ -22,6 +22,8 @@ package final class RAMSender {
     private var hooks: (any SourceRAMHooks)?
     private var position = (block: 0, page: 0)
     private var counts = RAMProgress()
+    /// Pages whose contents went beside the stream, or will soon.
+    private(set) var sidePageCount: UInt64 = 0
     private var differences: DifferenceSender?
     private let allowance: (@Sendable () throws -> Int)?
     private var allowedPages = 0
@@ -129,19 +131,21 @@ package final class RAMSender {
         encoder.writeEndOfSection(to: output.writer)
     }
 
-    /// The body of a PART or of END: pages until none is left, or until `isEnough` says so, and the end mark.
+    /// The body of a PART or of END: pages until none is left, or until there is no room for more, and the end mark.
+    /// - Parameter room: How many pages may go next; 0 ends the body.
     /// - Returns: The runs sent, when the channel gives pages away.
     @discardableResult
     package func writePages(
-        to output: StreamOutput, _ phase: RAMHookPhase, isEnough: () throws(MigrationError) -> Bool
+        to output: StreamOutput, _ phase: RAMHookPhase, room: () throws(MigrationError) -> Int
     ) throws(MigrationError) -> [PageRun] {
         var sent: [PageRun] = []
         let keepsRuns = hooks?.disposition == .givesAway
         try hooks?.beforeRAMIterate(output, phase)
-        while let run = nextRun() {
+        while true {
+            let pageCount = try room()
+            guard pageCount > 0, let run = nextRun(limit: pageCount) else { break }
             try sendRun(run, to: output)
             if keepsRuns { sent.append(run) }
-            if try isEnough() { break }
         }
         if pendingPageCount == 0 { try hooks?.roundEnded(output) }
         try hooks?.afterRAMIterate(output, phase)
@@ -245,11 +249,14 @@ package final class RAMSender {
                     run.pages = page..<min(page + max(count, 1), run.pages.upperBound)
                     try sendOrdinary(run, to: output)
                     page = run.pages.upperBound
-                case .delayed(let count): page += count
+                case .delayed(let count):
+                    page += count
+                    sidePageCount += UInt64(count)
                 case .sent(let count, let byteCount):
                     page += count
                     if byteCount > 0 {
                         counts.normalPages += UInt64(count)
+                        sidePageCount += UInt64(count)
                     } else {
                         counts.zeroPages += UInt64(count)
                     }

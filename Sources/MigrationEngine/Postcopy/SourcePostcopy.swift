@@ -82,7 +82,9 @@ extension SourceDriver {
                     continue
                 }
                 let before = byteCount
-                try sendPiece(requests, pages: hasRoom ? Self.postcopyPiecePages : 0)
+                let window = limit.windowByteCount
+                let pages = window == 0 ? Self.postcopyPiecePages : Int(clamping: window / UInt64(guestPageSize))
+                try sendPiece(requests, pages: hasRoom ? min(max(1, pages), Self.postcopyPiecePages) : 0)
                 if hasRoom {
                     let wait = limit.sent(byteCount: byteCount - before, nowNanoseconds: now())
                     if wait > 0 { readyAt = now() + wait }

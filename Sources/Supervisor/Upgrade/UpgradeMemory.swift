@@ -81,7 +81,8 @@ final class UpgradeMemorySource {
                 Diagnostics.write($0)
             } : nil
         migration = MigrationSource(
-            guest: self.guest, transport: transport, configuration: configuration, hooks: hooks)
+            guest: self.guest, transport: transport, configuration: configuration, hooks: hooks,
+            pageObserver: HandoverFault.inMemory("source"))
     }
 
     var pauseBegan: Int64 { guest.pauseBegan }
@@ -90,7 +91,6 @@ final class UpgradeMemorySource {
 
     /// Sends everything; on return the guest is paused and the successor has its memory.
     func send() throws {
-        HandoverFault.watchMemory("source") { [migration] in migration.progress.ram.normalPages }
         let watch = try HostThread(name: "pause limit") { [guard_, migration, limitMilliseconds] in
             guard_.wait { $0.hasBegun || $0.isOver }
             if !guard_.wait(timeoutNanoseconds: UInt64(limitMilliseconds) * 1_000_000, until: { $0.isOver }) {
@@ -139,11 +139,11 @@ final class UpgradeMemoryDestination: Sendable {
             plan.channel == .pageFlip
             ? PageFlipDestination(transport: transport, configuration: configuration) : nil
         let migration = MigrationDestination(
-            guest: MemoryOnlyGuest(guest), transport: transport, configuration: configuration, hooks: hooks)
+            guest: MemoryOnlyGuest(guest), transport: transport, configuration: configuration, hooks: hooks,
+            pageObserver: HandoverFault.inMemory("destination"))
         self.migration = migration
         let gate = Gate<MigrationOutcome?>(nil)
         ended = gate
-        HandoverFault.watchMemory("destination") { migration.progress.ram.normalPages }
         thread = try HostThread(name: "memory", stackByteCount: 1 << 20) {
             let outcome = migration.run()
             gate.update { $0 = outcome }
