@@ -265,3 +265,27 @@ int shim_signalfd_next(int descriptor) {
     struct signalfd_siginfo info;
     return read(descriptor, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : -1;
 }
+
+static int passed_on_to = -1, passed_on_as;
+
+static void pass_on(int signal) {
+    (void)signal;
+    int before = errno;
+    shim_pidfd_send_signal(passed_on_to, passed_on_as);
+    errno = before;
+}
+
+int shim_pass_on_signals(const int *signals, int count, int pidfd, int as) {
+    passed_on_to = pidfd;
+    passed_on_as = as;
+    struct sigaction action = {.sa_handler = pass_on, .sa_flags = SA_RESTART};
+    sigset_t set;
+    sigemptyset(&set);
+    for (int i = 0; i < count; i++) {
+        if (sigaction(signals[i], &action, NULL) != 0) return -1;
+        sigaddset(&set, signals[i]);
+    }
+    int failed = pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    if (failed) errno = failed;
+    return failed ? -1 : 0;
+}

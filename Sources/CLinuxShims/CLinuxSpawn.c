@@ -14,7 +14,9 @@ struct program {
     char *const *words, *const *environment;
     const int *pairs;
     int pair_count;
-    const char *priority;
+    /// NULL where they stay as they are.
+    const char *priority, *directory;
+    int new_session;
     /// For an orphan: of the process between, which starts it.
     char *stack;
     /// Written by the new processes, which share our memory.
@@ -41,10 +43,14 @@ static int attempt(const struct program *program) {
         sigaction(number, &action, NULL);
     }
     // It must not go on as one that the kernel never takes, which its parent may be: then nobody could be.
-    int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (file < 0 && errno != EACCES) return errno;  // who may not write it has never written it
-    if (file >= 0 && write(file, program->priority, strlen(program->priority)) < 0) return errno;
-    if (file >= 0) close(file);
+    if (program->priority != NULL) {
+        int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+        if (file < 0 && errno != EACCES) return errno;  // who may not write it has never written it
+        if (file >= 0 && write(file, program->priority, strlen(program->priority)) < 0) return errno;
+        if (file >= 0) close(file);
+    }
+    if (program->new_session && setsid() < 0) return errno;
+    if (program->directory != NULL && chdir(program->directory) < 0) return errno;
     for (int i = 0; i < program->pair_count; i++)
         if (dup2(program->pairs[2 * i], program->pairs[2 * i + 1]) < 0) return errno;
     sigset_t none;
@@ -71,11 +77,12 @@ static void reap(pid_t process) {
     while (waitpid(process, NULL, 0) < 0 && errno == EINTR) continue;
 }
 
-int shim_spawn_first_to_go(const char *path, char *const *words, char *const *environment, const int *pairs, int pair_count,
-                           const char *priority, int as_orphan) {
+int shim_spawn_successor(const char *path, char *const *words, char *const *environment, const int *pairs, int pair_count,
+                         const char *priority, const char *directory, int new_session, int as_orphan) {
     _Alignas(16) char stacks[2][stack_size];
     struct program program = {.path = path, .words = words, .environment = environment, .pairs = pairs,
-                              .pair_count = pair_count, .priority = priority, .stack = stacks[1]};
+                              .pair_count = pair_count, .priority = priority, .directory = directory, .new_session = new_session,
+                              .stack = stacks[1]};
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

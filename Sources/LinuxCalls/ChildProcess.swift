@@ -32,16 +32,15 @@ package final class ChildProcess: Sendable {
     ///   - newSession: A session of its own: no terminal's signals reach it.
     ///   - directory: Its working directory; nil keeps ours.
     ///   - outOfMemoryPriority: What it is to the kernel when memory runs out, from before its first instruction on; nil is
-    ///     what we are. Only with none of the three before.
-    ///   - isOrphan: Not our child but of whoever takes orphans (init, a subreaper), who learns how it ended. Only with a
-    ///     priority.
+    ///     what we are. Not with a group of its own.
+    ///   - isOrphan: Not our child but of whoever takes orphans (init, a subreaper), who learns how it ended. Not with a group of
+    ///     its own.
     package init(
         path: String, name: String? = nil, arguments: [String], environment: [String]? = nil,
         descriptors: [CInt: OwnedDescriptor] = [:], newProcessGroup: Bool = false, newSession: Bool = false,
         directory: String? = nil, outOfMemoryPriority: Int? = nil, isOrphan: Bool = false
     ) throws(SystemCallError) {
-        precondition(outOfMemoryPriority == nil || !(newProcessGroup || newSession || directory != nil))
-        precondition(!isOrphan || outOfMemoryPriority != nil)
+        precondition(!newProcessGroup || outOfMemoryPriority == nil && !isOrphan)
         var actions = unsafe posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
         defer { unsafe posix_spawn_file_actions_destroy(&actions) }
@@ -85,10 +84,12 @@ package final class ChildProcess: Sendable {
         }
         var child: pid_t = 0
         let block = unsafe environment == nil ? environ : variables.baseAddress!
-        if let outOfMemoryPriority {
+        if outOfMemoryPriority != nil || isOrphan {
             let pairs = staged.flatMap { [$0.source.rawValue, $0.target] }
-            child = unsafe shim_spawn_first_to_go(
-                path, words, block, pairs, CInt(staged.count), "\(outOfMemoryPriority)", isOrphan ? 1 : 0)
+            let priority = outOfMemoryPriority.map { "\($0)" }
+            child = unsafe shim_spawn_successor(
+                path, words, block, pairs, CInt(staged.count), priority, directory,
+                newSession ? 1 : 0, isOrphan ? 1 : 0)
             guard child > 0 else { throw SystemCallError("clone", Errno(rawValue: errno), subject: path) }
         } else {
             let status = unsafe posix_spawn(&child, path, &actions, &attributes, words, block)

@@ -1,5 +1,6 @@
 import CLinuxShims
 import Glibc
+import Synchronization
 
 /// Signals that arrive as input of an event loop instead of interrupting somebody. Source: signalfd(2).
 package final class SignalDescriptor: Sendable {
@@ -12,16 +13,20 @@ package final class SignalDescriptor: Sendable {
             adopting: try retrying("signalfd") { unsafe shim_signalfd(signals, CInt(signals.count)) })
     }
 
-    /// Whether one of these waits for this process, taken by nobody. Source: sigpending(2).
-    package static func isPending(_ signals: [CInt]) -> Bool {
-        var pending = sigset_t()
-        unsafe sigemptyset(&pending)
-        guard unsafe sigpending(&pending) == 0 else { return false }
-        return signals.contains { unsafe sigismember(&pending, $0) == 1 }
+    private static let isClosed = Atomic<Bool>(false)
+
+    /// Lets signals wait in the process from now on: ``next()`` finds none. Who is taking one meanwhile has it.
+    package static func stopTaking() { isClosed.store(true, ordering: .sequentiallyConsistent) }
+
+    /// Sends each of these signals that waits for this process, or comes to it before it has ended, on to another, as `signal`: for the
+    /// last that this process does, on a thread that goes on to its end. After ``stopTaking()``.
+    package static func passOn(_ signals: [CInt], to process: OwnedDescriptor, as signal: CInt) {
+        unsafe _ = shim_pass_on_signals(signals, CInt(signals.count), process.rawValue, signal)
     }
 
     /// Takes the next pending signal; nil when there is none.
     package func next() -> CInt? {
+        if Self.isClosed.load(ordering: .sequentiallyConsistent) { return nil }
         let signal = shim_signalfd_next(descriptor.rawValue)
         return signal > 0 ? signal : nil
     }

@@ -6,7 +6,9 @@ extension Replacement {
     /// Starts the new process, which waits for the guest, and tells the guard of it.
     func startDestination(_ guarding: OwnedDescriptor) throws(SystemCallError) -> ChildProcess {
         let (control, far) = try StreamSocket.pair()
-        let destination = try spawn(control: far, errors: nil)
+        // A service manager that is told of a main process that is another's child does not wait for it when the unit is stopped:
+        // systemd sends SIGKILL right behind SIGTERM. An orphan becomes the manager's child.
+        let destination = try spawn(control: far, errors: nil, isOrphan: plan.service.unit != nil)
         rescue.destination = QMPConnection(resuming: control, identifierPrefix: "upgrade-")
         rescue.destinationProcess = destination.processDescriptor
         UpgradeStep.started.reached()
@@ -17,7 +19,9 @@ extension Replacement {
         return destination
     }
 
-    private func spawn(control: OwnedDescriptor, errors: OwnedDescriptor?) throws(SystemCallError) -> ChildProcess {
+    private func spawn(
+        control: OwnedDescriptor, errors: OwnedDescriptor?, isOrphan: Bool = false
+    ) throws(SystemCallError) -> ChildProcess {
         var descriptors: [CInt: OwnedDescriptor] = [NewCommandLine.controlDescriptor: control]
         for (number, source) in plan.newCommandLine.inherited {
             descriptors[number] = try discovery.process.take(source, from: discovery.processDescriptor)
@@ -36,7 +40,7 @@ extension Replacement {
         if plan.strategy == .cpr { arguments += ["-incoming", channel.descriptorsArgument] }
         return try ChildProcess(
             path: request.binary, arguments: arguments, environment: environment(), descriptors: descriptors,
-            newSession: true, directory: discovery.facts.workingDirectory)
+            newSession: true, directory: discovery.facts.workingDirectory, isOrphan: isOrphan)
     }
 
     /// The old process's, but for what tells a program where its own parts are: that is ours.

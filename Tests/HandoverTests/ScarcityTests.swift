@@ -300,7 +300,7 @@ struct ScarcityTests {
 
     @Test(
         "who asks the guest to end while it moves gets its end, wherever it is then",
-        arguments: ["2", "4", "5", "7", "9", "11"])
+        arguments: ["2", "4", "5", "7", "9", "11", "exit"])
     func endWhileMoving(step: String) throws {
         try stopSource(at: step, sending: SIGTERM) { guest, asking in
             #expect(try guest.program.waitForEnd(seconds: 60) == .exited(status: 0))

@@ -73,35 +73,9 @@ struct ServiceTests {
         try HostTools.need("sh", ["-c", "while [ -e /proc/\(main) ]; do sleep 0.05; done"], seconds: 30)
     }
 
-    /// A user's service manager of its own, in a mount namespace where the machine looks as if it had been started by one, and in
-    /// control groups of its own: two managers in one would each take the other's unit of the same name for theirs.
-    /// Arguments: a directory, the tool, the guest; without the tool it only tries.
-    private static let manager = #"""
-        directory=$1; tool=$2; elf=$3; unit=sidestep-test-$$
-        for place in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
-            [ -e $place/cgroup.procs ] && mkdir $place/$unit && echo $$ >$place/$unit/cgroup.procs
-        done 2>/dev/null
-        mount -t tmpfs tmpfs /run || exit 69
-        mkdir -p /run/systemd/system /run/user
-        chmod 700 /run/user
-        export XDG_RUNTIME_DIR=/run/user
-        for program in /lib/systemd/systemd /usr/lib/systemd/systemd; do [ -x $program ] && break; done
-        $program --user >"$directory/systemd.log" 2>&1 &
-        manager=$!
-        await() { for try in $(seq 300); do "$@" && return; sleep 0.1; done; return 1; }
-        await [ -S /run/user/systemd/private ] || { echo NO-MANAGER; cat "$directory/systemd.log"; exit 69; }
-        end() {
-            kill $manager
-            wait $manager
-            # The shell is still in them; whoever runs next removes what is empty.
-            for place in /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs; do
-                place=${place%/cgroup.procs}
-                [ -d $place/$unit ] || continue
-                echo $$ >$place/cgroup.procs
-                find $place/$unit -depth -type d -exec rmdir {} \;
-            done 2>/dev/null
-        }
-        [ -n "$tool" ] || { systemd-run --user --wait true || exit 69; end; exit 0; }
+    /// Arguments: the tool, the guest.
+    private static let script = #"""
+        tool=$1; elf=$2
         systemd-run --user --unit=$unit -p Type=notify -p NotifyAccess=all -p StandardError="file:$directory/errors" \
             -E XDG_RUNTIME_DIR="$directory" \
             "$tool" run --name guest --firmware "$elf" --memory 64M --console "file:$directory/console" || { cat "$directory/errors"; exit 1; }
@@ -121,29 +95,15 @@ struct ServiceTests {
         systemctl --user stop $unit
         echo "END $(systemctl --user show $unit -p ActiveState -p Result -p ExecMainCode -p ExecMainStatus | tr '\n' ' ')"
         cat "$directory/errors"
-        end
         """#
-
-    /// In a mount namespace of its own, which ends with the test.
-    private static func manage(_ arguments: [String]) throws -> (end: ProcessEnd, output: String, errors: String) {
-        try HostTools.run(
-            "unshare", ["--mount", "--fork", "--kill-child", "sh", "-c", manager, "sh"] + arguments, seconds: 200)
-    }
-
-    private static let canHaveManager = Requirement(
-        geteuid() == 0 && HostTools.path(of: "systemd-run") != nil
-            && (Checkout.exists("/lib/systemd/systemd") || Checkout.exists("/usr/lib/systemd/systemd"))
-            && (try? TemporaryDirectory()).map { directory in
-                (try? manage([directory.path]).end == .exited(status: 0)) == true
-            } == true,
-        "a user's service manager of our own needs systemd-run, systemd and root; the stand-in was heard")
 
     @Test(
         "a unit of a real service manager stays up over upgrades, with the right main process",
-        .enabled(if: canHaveManager.isMet, "\(canHaveManager)"))
+        .enabled(if: UserServiceManager.requirement.isMet, "\(UserServiceManager.requirement); the stand-in was heard"))
     func unit() throws {
         let run = try MonitorRun()
-        let result = try Self.manage([run.directory.path, Checkout.tool, Heartbeat.elf])
+        let result = try UserServiceManager.run(
+            Self.script, in: run.directory.path, [Checkout.tool, Heartbeat.elf])
         defer { if let last = try? process(run) { kill(last, SIGKILL) } }
         let states = result.output.split(separator: "\n").filter { $0.hasPrefix("STATE ") }.map(String.init)
         #expect(states.count == 7, "\(result)")

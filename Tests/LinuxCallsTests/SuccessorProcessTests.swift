@@ -45,4 +45,26 @@ import Testing
         }
         #expect(failure?.errno == .noSuchFileOrDirectory)
     }
+
+    @Test("an orphan has a session, a directory and descriptors of its own, and our priority unless it is given one")
+    func orphanOfItsOwn() throws {
+        let (readEnd, writeEnd) = try OwnedDescriptor.pipe()
+        let orphan = try ChildProcess(
+            path: "/bin/sh",
+            arguments: [
+                "-c",
+                "read -r pid name state parent group session rest </proc/self/stat; echo $pid $session; pwd; cat /proc/self/oom_score_adj",
+            ],
+            descriptors: [1: writeEnd], newSession: true, directory: "/usr/lib", isOrphan: true)
+        #expect(try orphan.processDescriptor.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 30_000) != 0)
+        var buffer = [UInt8](repeating: 0, count: 256)
+        let count = try buffer.withUnsafeMutableBytes { try readEnd.read(into: $0) }
+        let number = orphan.processIdentifier
+        let priority = try #require(OutOfMemoryPriority.current)
+        #expect(String(decoding: buffer[..<count], as: UTF8.self) == "\(number) \(number)\n/usr/lib\n\(priority)\n")
+        let failure = #expect(throws: SystemCallError.self) {
+            try ChildProcess(path: "/bin/true", arguments: [], directory: "/nowhere", isOrphan: true)
+        }
+        #expect(failure?.errno == .noSuchFileOrDirectory)
+    }
 }

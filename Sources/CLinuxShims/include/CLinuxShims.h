@@ -72,11 +72,12 @@ int shim_pidfd_getfd(int pidfd, int descriptor);
 /// The flag POSIX_SPAWN_SETSID, and posix_spawn_file_actions_addchdir_np(3) on a `posix_spawn_file_actions_t`.
 #define SHIM_POSIX_SPAWN_SETSID 0x80
 int shim_spawn_change_directory(void *actions, const char *path);
-/// As posix_spawn(3) with `pairs` of descriptors (here, there) to dup2(2) and an empty signal mask, and the new process has `priority` as its
-/// oom_score_adj before it runs anything of its own, which posix_spawn cannot do. As an orphan it has no parent here but whoever takes
-/// orphans. Answers its number, or -1 with errno.
-int shim_spawn_first_to_go(const char *path, char *const *words, char *const *environment, const int *pairs, int pair_count,
-                           const char *priority, int as_orphan);
+/// As posix_spawn(3) with `pairs` of descriptors (here, there) to dup2(2), an empty signal mask, and a session and a directory of its own
+/// where they are asked for; and with what posix_spawn cannot do: the new process has `priority`, unless it is NULL, as its
+/// oom_score_adj before it runs anything of its own, and as an orphan it has no parent here but whoever takes orphans. Answers its
+/// number, or -1 with errno.
+int shim_spawn_successor(const char *path, char *const *words, char *const *environment, const int *pairs, int pair_count,
+                         const char *priority, const char *directory, int new_session, int as_orphan);
 /// renameat2(2) with RENAME_EXCHANGE: two names change places in one step.
 int shim_exchange_names(const char *one, const char *other);
 int shim_userfaultfd(int flags);
@@ -97,6 +98,9 @@ int shim_interrupt_thread(pthread_t thread, int signal);
 int shim_signalfd(const int *signals, int count);
 /// The number of the next signal of a signalfd, or -1.
 int shim_signalfd_next(int descriptor);
+/// From now on each of these signals, those that wait included, is sent on to the process of a pidfd, as the signal `as`. Unblocks them
+/// in the calling thread, whose handler does it.
+int shim_pass_on_signals(const int *signals, int count, int pidfd, int as);
 
 /// Effective user of the process at the other end of a unix socket (SO_PEERCRED); -1 with errno on failure.
 int shim_peer_credentials(int socket, int *process, unsigned int *user, unsigned int *group);

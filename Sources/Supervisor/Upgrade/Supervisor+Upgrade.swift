@@ -2,6 +2,7 @@ import Glibc
 import GuestMemory
 import LinuxCalls
 import MigrationChannels
+import MigrationEngine
 import QMPProtocol
 
 /// What a process needs to be upgraded, besides its supervisor.
@@ -57,7 +58,7 @@ extension Supervisor {
                 outOfMemoryPriority: priority == nil ? nil : OutOfMemoryPriority.first,
                 // A service manager does not wait for a main process that was no child of its own when it was told of it:
                 // asked to stop the unit, systemd sends SIGKILL right behind SIGTERM.
-                isOrphan: ServiceManager.isPresent && priority != nil
+                isOrphan: ServiceManager.isPresent
             ) { ["adopt", "\($0)"] }
         } catch {
             if let priority { OutOfMemoryPriority.set(priority) }
@@ -78,10 +79,12 @@ extension Supervisor {
         case .moved:
             // For a service manager the end of the main process is the service's: it must know of the other one before.
             ServiceManager.awaitReading(limitMilliseconds: 10_000)
-            // Who asked this process to end meanwhile meant the guest.
-            let isPending = SignalDescriptor.isPending(GuestProcess.endingSignals)
+            // Who asked this process to end meanwhile meant the guest, and so does who asks until it has ended.
+            SignalDescriptor.stopTaking()
             loop.barrier()
-            if isPending || isToEnd { process.signal(SIGTERM) }
+            SignalDescriptor.passOn(GuestProcess.endingSignals, to: process.processDescriptor, as: SIGTERM)
+            if isToEnd { process.signal(SIGTERM) }
+            HandoverFault.beforeExit()
             // Everything is the successor's. Nothing of ours may be tidied up: not the terminal, not the run directory.
             _exit(ExitStatus.done.rawValue)
         case .stayed(let error):
@@ -93,14 +96,16 @@ extension Supervisor {
     }
 }
 
-/// For tests: ends or stops this process at a step of the hand-over, as `SIDESTEP_HANDOVER_FAULT=source:9:kill` says, or
-/// when so many pages have crossed, as `destination:memory+4096:stop` says. A path behind it makes it happen once: whoever
+/// For tests: ends or stops this process at a step of the hand-over, as `SIDESTEP_HANDOVER_FAULT=source:9:kill` says, when so many
+/// pages have crossed, as `destination:memory+4096:stop` says, or as the last thing that a source does (`source:exit:stop`). A path behind it makes it happen once: whoever
 /// makes that file first.
 enum HandoverFault {
     static func order(for side: String) -> (HandoverPhase) -> Void {
         guard let (place, signal) = words(for: side), let step = Int(place) else { return { _ in } }
         return { if $0.rawValue == step { happen(signal) } }
     }
+
+    static func beforeExit() { if let (place, signal) = words(for: "source"), place == "exit" { happen(signal) } }
 
     private static func happen(_ signal: CInt) {
         if let value = unsafe getenv("SIDESTEP_HANDOVER_FAULT"), let text = unsafe String(validatingCString: value),
@@ -114,14 +119,11 @@ enum HandoverFault {
         raise(signal)
     }
 
-    /// - Parameter pages: How many have crossed so far.
-    static func watchMemory(_ side: String, pages: @escaping @Sendable () -> UInt64) {
+    /// What looks at the pages that have crossed, on the thread that moves them; nil when nothing is to happen.
+    static func inMemory(_ side: String) -> (@Sendable (RAMProgress) -> Void)? {
         guard let (place, signal) = words(for: side), place.hasPrefix("memory+"), let limit = UInt64(place.dropFirst(7))
-        else { return }
-        _ = try? HostThread(name: "fault") {
-            while pages() < limit { usleep(50) }
-            happen(signal)
-        }
+        else { return nil }
+        return { if $0.normalPages >= limit { happen(signal) } }
     }
 
     private static func words(for side: String) -> (place: Substring, signal: CInt)? {
