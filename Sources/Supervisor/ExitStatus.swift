@@ -1,4 +1,4 @@
-/// What the tool's exit status means. Stable: scripts depend on it. `sidestep help exit-status` prints this table.
+/// What the tool's exit status means. Stable: scripts depend on it. `sidestep exit-status` prints this table.
 ///
 /// `sidestep run` ends with the status the guest gave to the test finisher (0 for 0x5555), unless one of these applies.
 package enum ExitStatus: Int32, Error, Hashable, Sendable, CaseIterable {
