@@ -167,7 +167,13 @@ func mostExtraMemory(_ way: String, _ byteCount: Int, _ size: String) throws -> 
     let before = look()
     var most = before
     send([0], to: near)
-    while try near.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 1) == 0 { most = max(most, look()) }
+    // A look takes as long as there are pages; between two, the move goes on for a fifth of that.
+    var pauseMilliseconds: CInt = 1
+    while try near.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: pauseMilliseconds) == 0 {
+        let start = monotonicNanoseconds()
+        most = max(most, look())
+        pauseMilliseconds = max(1, CInt(clamping: (monotonicNanoseconds() - start) / 5_000_000))
+    }
     _ = receive(1, from: near)
     most = max(most, look())
     send([0], to: near)

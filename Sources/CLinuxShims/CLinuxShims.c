@@ -6,6 +6,7 @@
 #include <linux/futex.h>
 #include <linux/sockios.h>
 #include <net/if.h>
+#include <sched.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
@@ -150,6 +151,22 @@ int shim_close_range(unsigned int first, unsigned int last, unsigned int flags) 
 
 long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout) {
     return syscall(SYS_futex, word, operation, value, timeout, NULL, 0);
+}
+
+int shim_current_processor(void) { return sched_getcpu(); }
+
+int shim_leave_processor(int processor, struct shim_processors *before) {
+    _Static_assert(sizeof(cpu_set_t) <= sizeof *before, "all processors fit");
+    cpu_set_t *all = (cpu_set_t *)before, others;
+    if (processor < 0 || processor >= CPU_SETSIZE || sched_getcpu() != processor) return 0;
+    if (sched_getaffinity(0, sizeof *all, all) < 0) return 0;
+    others = *all;
+    CPU_CLR(processor, &others);
+    return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
+void shim_allow_processors(const struct shim_processors *processors) {
+    sched_setaffinity(0, sizeof(cpu_set_t), (const cpu_set_t *)processors);
 }
 
 int shim_thread_id(void) { return (int)syscall(SYS_gettid); }

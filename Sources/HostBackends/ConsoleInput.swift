@@ -52,7 +52,7 @@ final class ConsoleInput: Sendable {
 
     func inputIsWanted() { loop.perform { [weak self] in self?.deliver() } }
 
-    /// Takes effect with the next barrier of the loop.
+    /// In the loop's turn, or before its next barrier.
     func quiesce() { state.withLock { $0.isQuiesced = true } }
 
     func resume() {

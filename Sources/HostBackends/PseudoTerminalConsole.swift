@@ -142,10 +142,11 @@ package final class PseudoTerminalConsole: ConsoleBackend, TransferableBackend {
     }
 
     package func quiesce() {
-        input.quiesce()
-        master.hold()
-        users.hold()
-        loop.barrier()
+        loop.sync {
+            input.quiesce()
+            master.hold()
+            users.hold()
+        }
     }
 
     package func resume() {

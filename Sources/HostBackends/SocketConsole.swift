@@ -89,6 +89,13 @@ package final class SocketConsole: ConsoleBackend, TransferableBackend {
             pending: pending, isQuiesced: true)
     }
 
+    /// A console that nobody can reach, with a client that says nothing: to rehearse a hand-over with.
+    package static func unreachable(loop: EventLoop) throws(BackendError) -> SocketConsole {
+        let (near, far) = try backendCall { () throws(SystemCallError) in try StreamSocket.pair() }
+        return try SocketConsole(
+            listener: near, path: "@", loop: loop, clients: [(far, Client.Output())], pending: [], isQuiesced: true)
+    }
+
     private init(
         listener: OwnedDescriptor, path: String, loop: EventLoop, clients: [(OwnedDescriptor, Client.Output)],
         pending: [UInt8], isQuiesced: Bool
@@ -216,9 +223,10 @@ package final class SocketConsole: ConsoleBackend, TransferableBackend {
     // MARK: Pausing and moving
 
     package func quiesce() {
-        input.quiesce()
-        setHeld(true)
-        loop.barrier()
+        loop.sync {
+            input.quiesce()
+            setHeld(true)
+        }
     }
 
     package func resume() {

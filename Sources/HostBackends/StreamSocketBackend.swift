@@ -50,6 +50,12 @@ package final class StreamSocketBackend: NetworkBackend, TransferableBackend {
         self.init(socket, loop: loop, leftOver: [], rest: [], isQuiesced: false)
     }
 
+    /// A network without anybody: to rehearse a hand-over with.
+    package static func unreachable(loop: EventLoop) throws(BackendError) -> StreamSocketBackend {
+        let (near, _) = try backendCall { () throws(SystemCallError) in try StreamSocket.pair() }
+        return StreamSocketBackend(near, loop: loop, leftOver: [], rest: [], isQuiesced: true)
+    }
+
     package convenience init(adopting handover: BackendHandover, loop: EventLoop) throws(BackendError) {
         try handover.check(kind: Self.kind)
         var state = try handover.stateReader()
@@ -211,9 +217,10 @@ package final class StreamSocketBackend: NetworkBackend, TransferableBackend {
     // MARK: Pausing and moving
 
     package func quiesce() {
-        input.withLock { $0.isQuiesced = true }
-        watch.hold()
-        loop.barrier()
+        loop.sync {
+            input.withLock { $0.isQuiesced = true }
+            watch.hold()
+        }
     }
 
     package func resume() {

@@ -197,9 +197,10 @@ package final class TapBackend: NetworkBackend, TransferableBackend {
     // MARK: Pausing and moving
 
     package func quiesce() {
-        input.withLock { $0.isQuiesced = true }
-        watch.hold()
-        loop.barrier()
+        loop.sync {
+            input.withLock { $0.isQuiesced = true }
+            watch.hold()
+        }
     }
 
     package func resume() {

@@ -171,9 +171,10 @@ package final class TerminalConsole: ConsoleBackend, TransferableBackend {
 
     /// Typing is still looked at: C-a x must end a guest that stands still. What is for the guest waits.
     package func quiesce() {
-        input.quiesce()
-        sink.hold()
-        loop.barrier()
+        loop.sync {
+            input.quiesce()
+            sink.hold()
+        }
     }
 
     /// Takes the terminal, if it was adopted and not taken yet: its modes are raw already, but putting them back is now
@@ -187,8 +188,7 @@ package final class TerminalConsole: ConsoleBackend, TransferableBackend {
 
     package func handOver() throws(BackendError) -> BackendHandover {
         // What is typed from here on is the successor's to read, unless we resume.
-        source.hold()
-        loop.barrier()
+        loop.sync { source.hold() }
         var bytes = BackendHandover.stateWriter()
         bytes.blob(modes?.bytes ?? [])
         bytes.flag(state.withLock { $0.parser.isEscaped })

@@ -45,15 +45,17 @@ final class WatchedDescriptor: Sendable {
     func end() { change { $0.isEnded = true } }
 
     private func change(_ body: (inout State) -> Void) {
+        let isInTurn = loop.isLoopThread
         let mustApply = state.withLock { state in
             body(&state)
             let target = state.isHeld || state.isEnded ? [] : state.wanted
-            guard target != state.watched, !state.isChanging else { return false }
+            // In the loop's turn at once, also when somebody has asked for a change later.
+            guard target != state.watched, isInTurn || !state.isChanging else { return false }
             state.isChanging = true
             return true
         }
         guard mustApply else { return }
-        if loop.isLoopThread { apply() } else { loop.perform { [weak self] in self?.apply() } }
+        if isInTurn { apply() } else { loop.perform { [weak self] in self?.apply() } }
     }
 
     /// On the loop's thread only: elsewhere, removing would wait for handlers.

@@ -14,8 +14,11 @@ package struct ReadyEvents: OptionSet, Hashable, Sendable {
     package static let closed = ReadyEvents(rawValue: 0x008 | 0x010 | 0x2000)
 }
 
-/// One thread that waits for many descriptors (epoll(7)) and calls back. Callbacks run on that thread, one at a time,
-/// and must not block.
+/// One thread that waits for many descriptors (epoll(7)) and calls back. Callbacks run one at a time and must not block.
+///
+/// They run in the loop's *turn*, which its thread takes when something is ready. Who must be sure that no callback runs, or
+/// wants to be one, borrows the turn (``sync(_:)``) instead of waking a thread that is asleep: that takes longer than most
+/// callbacks. "On the loop's thread" means in its turn.
 package final class EventLoop: Sendable {
     private struct Watch {
         let descriptor: OwnedDescriptor
@@ -29,6 +32,8 @@ package final class EventLoop: Sendable {
         /// Tasks that wait for their time (CLOCK_MONOTONIC, nanoseconds), in no order.
         var timers: [(deadline: Int64, task: @Sendable () -> Void)] = []
         var isStopping = false
+        /// Whoever leaves tasks wakes nobody: ``gathering(_:)`` does.
+        var isGathering = false
 
         /// Moves what is due to the tasks, earliest first.
         mutating func takeDueTimers(now: Int64) {
@@ -42,7 +47,9 @@ package final class EventLoop: Sendable {
     private let wake: OwnedDescriptor
     private let state = Mutex(State())
     private let thread = Mutex<HostThread?>(nil)
-    private let loopThreadIdentifier = Atomic<Int>(0)
+    private let turn = Mutex<Void>(())
+    /// The thread that has the turn; 0 when nobody has.
+    private let turnHolder = Atomic<Int>(0)
 
     /// A watched descriptor; ends with ``EventLoop/remove(_:)``.
     package struct Token: Hashable, Sendable { fileprivate let value: UInt64 }
@@ -81,7 +88,7 @@ package final class EventLoop: Sendable {
         try control(3, watch.descriptor, events: events, token: token.value)
     }
 
-    /// Stops watching. A callback that is running on the loop's thread is waited for, unless the caller is that thread.
+    /// Stops watching. A callback that is running is waited for, unless it is the caller.
     package func remove(_ token: Token) {
         guard let watch = state.withLock({ $0.watches.removeValue(forKey: token.value) }) else { return }
         _ = shim_epoll_control(epoll.rawValue, 2, watch.descriptor.rawValue, 0, 0)
@@ -90,8 +97,26 @@ package final class EventLoop: Sendable {
 
     /// Runs `task` on the loop's thread soon.
     package func perform(_ task: @escaping @Sendable () -> Void) {
-        state.withLock { $0.tasks.append(task) }
-        wake.signal()
+        let isFirst = state.withLock { state in
+            state.tasks.append(task)
+            return state.tasks.count == 1 && !state.isGathering
+        }
+        // Whoever was first has woken the thread, which takes all.
+        if isFirst { wake.signal() }
+    }
+
+    /// While `body` runs, what is to be performed wakes the loop's thread up only if that is awake for something else; it does
+    /// afterwards. For work that is to have the host's processors for itself.
+    package func gathering<Failure>(_ body: () throws(Failure) -> Void) throws(Failure) {
+        state.withLock { $0.isGathering = true }
+        defer {
+            let isLeft = state.withLock { state in
+                state.isGathering = false
+                return !state.tasks.isEmpty
+            }
+            if isLeft { wake.signal() }
+        }
+        try body()
     }
 
     /// Runs `task` on the loop's thread when the time has passed. A loop that stops before drops it.
@@ -101,22 +126,42 @@ package final class EventLoop: Sendable {
         wake.signal()
     }
 
-    /// Returns when every callback that had begun has ended. At once on the loop's own thread.
-    package func barrier() {
-        if isLoopThread { return }
-        let done = HostSemaphore()
-        if state.withLock({ state in
-            if state.isStopping { return true }
-            state.tasks.append { done.signal() }
-            return false
-        }) {
-            return
+    /// Returns when every callback that had begun, and all that was to be performed, has ended. At once in the loop's turn.
+    package func barrier() { sync {} }
+
+    /// Runs `body` on the caller's thread in the loop's turn, behind all that was to be performed before. At once for who has
+    /// the turn already.
+    package func sync<Result, Failure>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+        if isLoopThread { return try body() }
+        var result: Swift.Result<Result, Failure>?
+        takeTurn {
+            performTasks()
+            result = Swift.Result { () throws(Failure) in try body() }
         }
-        wake.signal()
-        done.wait()
+        return try result!.get()
     }
 
-    package var isLoopThread: Bool { loopThreadIdentifier.load(ordering: .relaxed) == Int(shim_thread_id()) }
+    /// Whether the caller has the loop's turn.
+    package var isLoopThread: Bool { turnHolder.load(ordering: .relaxed) == Int(shim_thread_id()) }
+
+    private func takeTurn(_ body: () -> Void) {
+        turn.withLock { _ in
+            turnHolder.store(Int(shim_thread_id()), ordering: .relaxed)
+            body()
+            turnHolder.store(0, ordering: .relaxed)
+        }
+    }
+
+    /// In the turn. Answers whether the loop is to stop.
+    @discardableResult private func performTasks() -> Bool {
+        let (tasks, isStopping) = state.withLock { state in
+            state.takeDueTimers(now: monotonicNanoseconds())
+            defer { state.tasks = [] }
+            return (state.tasks, state.isStopping)
+        }
+        for task in tasks { task() }
+        return isStopping
+    }
 
     /// Ends the thread; pending tasks still run. Must be called before the last reference goes away.
     package func stop() {
@@ -141,26 +186,23 @@ package final class EventLoop: Sendable {
     }
 
     private func run() {
-        loopThreadIdentifier.store(Int(shim_thread_id()), ordering: .relaxed)
         var ready = [shim_ready](repeating: shim_ready(), count: 64)
         while true {
             let count = unsafe shim_epoll_wait(epoll.rawValue, &ready, 64, timeoutMilliseconds)
             if count < 0 { continue }  // EINTR: nothing else can fail here
-            for index in 0..<Int(count) {
-                let token = ready[index].token
-                if token == 0 {
-                    wake.drain()
-                    continue
+            var isStopping = false
+            takeTurn {
+                for index in 0..<Int(count) {
+                    let token = ready[index].token
+                    if token == 0 {
+                        wake.drain()
+                        continue
+                    }
+                    let events = ReadyEvents(rawValue: ready[index].events)
+                    state.withLock { $0.watches[token] }?.handler(events)
                 }
-                let events = ReadyEvents(rawValue: ready[index].events)
-                state.withLock { $0.watches[token] }?.handler(events)
+                isStopping = performTasks()
             }
-            let (tasks, isStopping) = state.withLock { state in
-                state.takeDueTimers(now: monotonicNanoseconds())
-                defer { state.tasks = [] }
-                return (state.tasks, state.isStopping)
-            }
-            for task in tasks { task() }
             if isStopping { return }
         }
     }

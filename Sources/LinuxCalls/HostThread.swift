@@ -60,6 +60,18 @@ package final class HostThread: Sendable {
     /// The kernel's number of the calling thread. The corresponding C function is `gettid`.
     package static var currentIdentifier: CInt { shim_thread_id() }
 
+    /// The processor of the host that runs the caller. The corresponding C function is `sched_getcpu`.
+    package static var currentProcessor: CInt { shim_current_processor() }
+
+    /// Runs `body` on another processor of the host than that one, if the calling thread may; afterwards it may run where it might
+    /// before. The corresponding C function is `sched_setaffinity`.
+    package static func away<Result>(from processor: CInt, _ body: () -> Result) -> Result {
+        var before = shim_processors()
+        let hasLeft = unsafe shim_leave_processor(processor, &before) != 0
+        defer { if hasLeft { unsafe shim_allow_processors(&before) } }
+        return body()
+    }
+
     /// The signal used to break blocking calls; its handler does nothing.
     package static let interruptSignal = SIGUSR1
 

@@ -64,8 +64,13 @@ import SystemPackage
         }
     }
 
-    package func wakeAll() {
+    package func wakeAll() { wake(.max) }
+
+    /// Wakes one sleeper, if there is one, for no reason that the word shows.
+    package func wakeOne() { wake(1) }
+
+    private func wake(_ count: Int32) {
         let pointer = unsafe UnsafeMutableRawPointer(word).assumingMemoryBound(to: UInt32.self)
-        unsafe _ = shim_futex(pointer, 1 | (isShared ? 0 : 128), UInt32(Int32.max), nil)  // FUTEX_WAKE
+        unsafe _ = shim_futex(pointer, 1 | (isShared ? 0 : 128), UInt32(count), nil)  // FUTEX_WAKE
     }
 }

@@ -134,7 +134,7 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     }
 
     /// Instructions between two looks at the clock and at what other threads want.
-    static let quantum = 12_000
+    static let quantum = 4_000
 
     /// Where the hart begins after ``reset()``.
     package var resetVector: UInt64 = 0x1000

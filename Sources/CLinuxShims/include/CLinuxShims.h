@@ -84,6 +84,14 @@ int shim_userfaultfd(int flags);
 int shim_close_range(unsigned int first, unsigned int last, unsigned int flags);
 long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout);
 int shim_thread_id(void);
+int shim_current_processor(void);
+/// A set of processors, as sched_setaffinity(2) has it.
+struct shim_processors {
+    unsigned long words[16];
+};
+/// Has the calling thread leave `processor`, if it runs there and may run elsewhere: true, and `before` says where it might run.
+int shim_leave_processor(int processor, struct shim_processors *before);
+void shim_allow_processors(const struct shim_processors *processors);
 
 int shim_fcntl_int(int descriptor, int command, int argument);
 int shim_fcntl_lock(int descriptor, int command, struct flock *lock);

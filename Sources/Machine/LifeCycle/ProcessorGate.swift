@@ -18,6 +18,15 @@ final class ProcessorGate: Sendable {
     private let entries = WaitWord()
     /// Changes when a thread steps aside and the gate is closed.
     private let arrivals = WaitWord()
+    /// Until when the gate is about to open, CLOCK_MONOTONIC in nanoseconds.
+    private let expectedUntil = Atomic<Int64>(0)
+    /// The processor of the host that whoever opens it runs on.
+    private let openingProcessor = Atomic<CInt>(-1)
+    /// Whether a thread stays awake for that.
+    private let isAwaited = Atomic<Bool>(false)
+    private static let awakeNanoseconds: Int64 = 2_000_000
+    /// How long a thread that leaves its run is looked for before whoever waits sleeps.
+    private static let lookingNanoseconds: Int64 = 200_000
 
     var isClosed: Bool { closed.load(ordering: .sequentiallyConsistent) }
 
@@ -53,7 +62,7 @@ final class ProcessorGate: Sendable {
                 return true
             }
             stepAside(place)
-            openings.wait(while: seen)
+            if !awaitOpening(while: seen) { openings.wait(while: seen) }
             hasWaited = true
         }
     }
@@ -67,6 +76,30 @@ final class ProcessorGate: Sendable {
         }
         let time = firstEntry.load(ordering: .sequentiallyConsistent)
         return time == 0 ? nil : time
+    }
+
+    /// The gate will open within the next millisecond or so: one thread stays awake for it. A processor of the host that sleeps
+    /// takes tens of microseconds to wake up.
+    func expectOpening() {
+        openingProcessor.store(HostThread.currentProcessor, ordering: .relaxed)
+        expectedUntil.store(monotonicNanoseconds() + Self.awakeNanoseconds, ordering: .relaxed)
+        openings.wakeOne()
+    }
+
+    /// True when the gate was opened while the thread was awake for it; false when it is to sleep.
+    private func awaitOpening(while seen: UInt32) -> Bool {
+        let end = expectedUntil.load(ordering: .relaxed)
+        guard end > monotonicNanoseconds(), !isAwaited.exchange(true, ordering: .relaxed) else { return false }
+        defer { isAwaited.store(false, ordering: .relaxed) }
+        // Where the opener runs it would only be woken when that sleeps.
+        return HostThread.away(from: openingProcessor.load(ordering: .relaxed)) {
+            while openings.load() == seen {
+                // Whoever else wants this processor gets it.
+                sched_yield()
+                if monotonicNanoseconds() >= end { return false }
+            }
+            return true
+        }
     }
 
     func close() { closed.store(true, ordering: .sequentiallyConsistent) }
@@ -88,10 +121,12 @@ final class ProcessorGate: Sendable {
     /// Waits until the thread is aside, with the gate closed. A processor needs some tens of microseconds to leave its
     /// run, so it is looked for a while before sleeping.
     func waitUntilAside(_ place: Place) {
-        for _ in 0..<40 {
-            if isAside(place) { return }
+        if isAside(place) { return }
+        let end = monotonicNanoseconds() + Self.lookingNanoseconds
+        repeat {
             sched_yield()
-        }
+            if isAside(place) { return }
+        } while monotonicNanoseconds() < end
         while true {
             let seen = arrivals.load()
             if isAside(place) { return }

@@ -92,7 +92,7 @@ package struct HandoverDestination {
     package mutating func receiveState() throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
-        let state = try HandoverState.take(try receive(.state), times: &times)
+        let state = try HandoverState.take(try receive(.state, isImminent: true), times: &times)
         times.received = monotonicNanoseconds()
         enter(.loading)
         return state
@@ -103,7 +103,7 @@ package struct HandoverDestination {
     package mutating func claim() throws(HandoverError) {
         times.loaded = monotonicNanoseconds()
         enter(.claiming)
-        do throws(HandoverError) { _ = try receive(.offer) } catch {
+        do throws(HandoverError) { _ = try receive(.offer, isImminent: true) } catch {
             guard error.code == .peerGone else { throw error }
         }
         guard let word, word.claim() else { throw HandoverError(.cancelled, "the source keeps the guest") }
@@ -154,8 +154,10 @@ package struct HandoverDestination {
         atStep(next)
     }
 
-    private func receive(_ kind: HandoverFrame.Kind) throws(HandoverError) -> HandoverFrame {
-        let frame = try HandoverFrame.receive(from: socket, deadline: patient)
+    private func receive(
+        _ kind: HandoverFrame.Kind, isImminent: Bool = false
+    ) throws(HandoverError) -> HandoverFrame {
+        let frame = try HandoverFrame.receive(from: socket, isImminent: isImminent, deadline: patient)
         guard frame.kind == kind else { throw HandoverError(.malformed, "\(kind) was expected, \(frame.kind) came") }
         return frame
     }

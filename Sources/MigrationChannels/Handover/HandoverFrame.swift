@@ -41,6 +41,9 @@ package struct HandoverFrame: Sendable {
     static let headerByteCount = 24
     /// Largest payload taken, in bytes.
     package static let payloadByteCountMax = 256 << 20
+    /// How long a receiver stays awake for a frame that is about to come. A processor of the host that sleeps takes tens of
+    /// microseconds to wake up.
+    private static let awakeNanoseconds: Int64 = 2_000_000
     /// Most descriptors one frame may carry.
     package static let descriptorCountMax = 4096
 
@@ -65,14 +68,18 @@ package struct HandoverFrame: Sendable {
 
     /// Receives one frame.
     /// - Throws: `peerGone` at end of stream, `timeout`, `malformed`.
-    /// - Parameter peer: The peer's process; its end counts as the end of the stream once everything it sent was read.
-    package static func receive(from socket: OwnedDescriptor, peer: OwnedDescriptor? = nil, deadline: Int64)
-        throws(HandoverError) -> HandoverFrame
-    {
+    /// - Parameters:
+    ///   - peer: The peer's process; its end counts as the end of the stream once everything it sent was read.
+    ///   - isImminent: A guest stands still, or is about to, until the frame is here: stay awake for it, for a while.
+    package static func receive(
+        from socket: OwnedDescriptor, peer: OwnedDescriptor? = nil, isImminent: Bool = false, deadline: Int64
+    ) throws(HandoverError) -> HandoverFrame {
+        let awakeUntil = isImminent ? monotonicNanoseconds() + awakeNanoseconds : 0
         func receiveExactly(_ byteCount: Int, descriptorsMax: Int) throws(HandoverError) -> ([UInt8], [OwnedDescriptor])
         {
             try Self.receiveExactly(
-                byteCount, descriptorsMax: descriptorsMax, from: socket, peer: peer, deadline: deadline)
+                byteCount, descriptorsMax: descriptorsMax, from: socket, peer: peer, awakeUntil: awakeUntil,
+                deadline: deadline)
         }
         let (headerBytes, stray) = try receiveExactly(headerByteCount, descriptorsMax: 0)
         var header = ByteReader(headerBytes)
@@ -137,7 +144,8 @@ package struct HandoverFrame: Sendable {
     }
 
     private static func receiveExactly(
-        _ byteCount: Int, descriptorsMax: Int, from socket: OwnedDescriptor, peer: OwnedDescriptor?, deadline: Int64
+        _ byteCount: Int, descriptorsMax: Int, from socket: OwnedDescriptor, peer: OwnedDescriptor?,
+        awakeUntil: Int64, deadline: Int64
     ) throws(HandoverError) -> ([UInt8], [OwnedDescriptor]) {
         // Grown as the bytes come, so that a length alone costs nothing.
         var bytes: [UInt8] = []
@@ -154,6 +162,8 @@ package struct HandoverFrame: Sendable {
                 descriptors += message.descriptors
             } catch {
                 switch error.errno {
+                case .wouldBlock where monotonicNanoseconds() < awakeUntil:
+                    sched_yield()  // whoever else wants this processor gets it
                 case .wouldBlock: try wait(for: socket, events: Int16(POLLIN), peer: peer, deadline: deadline)
                 case .connectionReset: throw HandoverError(.peerGone, "the peer closed the connection")
                 case .messageTooLong: throw HandoverError(.malformed, "more descriptors came than were announced")

@@ -189,6 +189,25 @@ package final class GuestBackends: @unchecked Sendable {
         guard rest.isEmpty else { throw Refusal("\(rest.keys.sorted().joined(separator: ", ")): no such device here") }
     }
 
+    /// Does what the hand-over of a console and a network does at both ends, with some that nobody can reach. What a process
+    /// does for the first time takes it several times as long, so it does it before the guest stands still.
+    func rehearseHandover() throws {
+        var parcel = BackendParcel()
+        parcel.add("console", try SocketConsole.unreachable(loop: loop).handOver())
+        parcel.add("network", try StreamSocketBackend.unreachable(loop: loop).handOver())
+        let handovers = try BackendParcel(parcel.blobs.bytes, parcel.descriptors).unpack()
+        let (console, network) = (LateConsole(), LateNetwork())
+        console.connect(input: { $0.count }, writable: {})
+        unsafe network.connect(receive: { _ in true }, writable: {})
+        console.adopt(try AdoptedBackend.console(handovers[0].1, loop: loop, quit: {}))
+        network.adopt(try AdoptedBackend.network(handovers[1].1, loop: loop))
+        console.resume()
+        network.resume()
+        loop.barrier()
+        console.quiesce()
+        network.quiesce()
+    }
+
     // MARK: Opening
 
     private static func open(_ kind: NetworkConfiguration.Kind, _ loop: EventLoop) throws(BackendError) -> Network {

@@ -100,11 +100,8 @@ final class UpgradeDestination: HandoverReceiver {
         }
         let guest = VirtGuest(machine: machine, events: events, backends: backends)
         self.guest = guest
-        // A rehearsal: what loading touches for the first time, it touches now and not in the guest's pause.
-        let reader = SavedComponents.Reader(guest.components)
-        try reader.decode(try SavedComponents.encode(guest.components))
-        try guest.finishLoading()
-        self.reader = reader
+        reader = SavedComponents.Reader(guest.components)
+        try rehearseLoading()
         if let memorySocket { memory = try UpgradeMemoryDestination(guest, plan: plan, socket: memorySocket) }
         let supervisor = try Supervisor(
             loop: loop, guest: guest, configuration: configuration, directory: directory,
@@ -125,6 +122,17 @@ final class UpgradeDestination: HandoverReceiver {
             try supervisor.server.adopt(saved.server, descriptors: qmp)
             supervisor.descriptorStore = try DescriptorStore(adopting: saved.store, descriptors: kept)
         }
+        // Last, for the processor's caches.
+        try? backends?.rehearseHandover()
+        try rehearseLoading()
+    }
+
+    /// Takes the state that this machine has now as it will take the guest's: what that touches for the first time it touches now,
+    /// and not while the guest stands still.
+    private func rehearseLoading() throws {
+        guard let guest, let reader else { return }
+        try reader.decode(try SavedComponents.encode(guest.components))
+        try guest.finishLoading()
     }
 
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
@@ -137,6 +145,7 @@ final class UpgradeDestination: HandoverReceiver {
             throw Refusal("the guest's state did not come along")
         }
         clockOffset = try blobs.integer("clock")
+        if clockOffset != nil { guest.machine.expectResume() }
         if let bytes = blobs["memory"] { sentMemory = try SentMemory(bytes) }
         held = try blobs.integer("held")
         try memory?.finish()
@@ -150,7 +159,7 @@ final class UpgradeDestination: HandoverReceiver {
         guard let guest else { throw Refusal("nothing was prepared") }
         if let clockOffset {
             guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset)
-            try guest.resume()
+            try loop.gathering { try guest.resume() }
         }
         // Before the predecessor hears that it may end: with its main process gone a service manager ends the service.
         ServiceManager.tell(isReady: true)

@@ -95,6 +95,7 @@ final class UpgradeSource: HandoverSubject {
 
     func suspend() throws -> HandoverState {
         isSuspended = true
+        try? backends.rehearseHandover()
         let supervisor = supervisor
         return try supervisor.loop.sync {
             supervisor.server.suspend()
@@ -144,28 +145,5 @@ final class UpgradeSource: HandoverSubject {
     func release() {
         memory?.release()
         supervisor.loop.sync { self.supervisor.server.release() }
-    }
-}
-
-extension EventLoop {
-    /// Runs `body` on the loop's thread and waits for it.
-    func sync<Result>(_ body: @escaping () throws -> Result) throws -> Result {
-        if isLoopThread { return try body() }
-        // SAFETY: one thread waits while the other runs the closure; they never touch these at the same time.
-        nonisolated(unsafe) let body = body
-        nonisolated(unsafe) var result: Swift.Result<Result, any Error>?
-        let done = HostSemaphore()
-        perform {
-            unsafe result = Swift.Result { try unsafe body() }
-            done.signal()
-        }
-        done.wait()
-        return try unsafe result!.get()
-    }
-
-    /// The same for what cannot fail.
-    func sync<Result>(_ body: @escaping () -> Result) -> Result {
-        let throwing: () throws -> Result = body
-        do { return try sync(throwing) } catch { preconditionFailure("\(error)") }
     }
 }
