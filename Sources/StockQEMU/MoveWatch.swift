@@ -13,6 +13,9 @@ struct MoveWatch {
     private let progress: (String) -> Void
     private var stop: Int64?
     private var start: Int64?
+    /// When the event of the stop was here, CLOCK_MONOTONIC in nanoseconds.
+    private var stopSeen: Int64?
+    private static let awakeNanoseconds: Int64 = 10_000_000
     private var isSent = false
     private var isLoaded = false
 
@@ -29,13 +32,14 @@ struct MoveWatch {
         deadline = monotonicNanoseconds() + Int64(limitSeconds) * 1_000_000_000
     }
 
-    /// Waits until both ends say that all has arrived.
-    mutating func awaitCompletion() throws {
+    /// Waits until the new process says that all has arrived, and, where it is asked for, the old one that all was sent.
+    /// - Parameter isSentToo: Without it the old process may still wait for the new one's last word.
+    mutating func awaitArrival(isSentToo: Bool) throws {
         var told = monotonicNanoseconds()
         while true {
             while let event = try source.nextEvent(timeoutMilliseconds: 0) { try noteSource(event) }
             while let event = try destination.nextEvent(timeoutMilliseconds: 0) { try noteDestination(event) }
-            if isSent && isLoaded { return }
+            if isLoaded && (isSent || !isSentToo) { return }
             if Rescue.hasEnded(destinationProcess) {
                 throw UpgradeFailure(.rolledBack, "the new process ended during the move")
             }
@@ -43,6 +47,11 @@ struct MoveWatch {
             guard monotonicNanoseconds() < deadline else {
                 throw UpgradeFailure(
                     .rolledBack, "the move did not end within its limit of \(limitSeconds) s (--limit)")
+            }
+            // The guest stands still: for the moments that this takes it is not slept, but whoever else wants the processor gets it.
+            if let stopSeen, monotonicNanoseconds() < stopSeen + Self.awakeNanoseconds {
+                ProcessSignal.yield()
+                continue
             }
             Readiness.awaitAny(
                 [source.socket, destination.socket, destinationProcess, sourceProcess], timeoutMilliseconds: 250)
@@ -62,7 +71,10 @@ struct MoveWatch {
     }
 
     private mutating func noteSource(_ event: QMPEvent) throws {
-        if event.name == "STOP" { stop = event.microseconds }
+        if event.name == "STOP" {
+            stop = event.microseconds
+            stopSeen = monotonicNanoseconds()
+        }
         guard event.name == "MIGRATION" else { return }
         let status = event.data?["status"]?.stringValue ?? ""
         if status == "completed" { isSent = true }

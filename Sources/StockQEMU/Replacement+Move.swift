@@ -99,25 +99,74 @@ extension Replacement {
         }
         UpgradeStep.moving.reached()
         if plan.strategy == .postcopy {
-            try watch.awaitCompletion()
+            try watch.awaitArrival(isSentToo: true)
             UpgradeStep.running.reached()
             return rescue.wasRunning ? (try? watch.pauseMicroseconds()) ?? 0 : 0
         }
-        try watch.awaitCompletion()
+        // A guest that ran waits for nothing that can do without it: the old process's last step is not awaited but prevented.
+        try watch.awaitArrival(isSentToo: !rescue.wasRunning)
+        stopSource()
         UpgradeStep.moved.reached()
         try rescue.names.exchange()
         UpgradeStep.renamed.reached()
-        handOver(clients, to: destination)
-        UpgradeStep.handed.reached()
-        guard rescue.wasRunning else {
-            // From 10.0 on a paused guest's disks are left to whoever activates them; before, its arrival does.
-            _ = try? destination.run("blockdev-set-active", ["active": true])
-            return 0
+        var orders = clients.map { client in
+            Order(
+                "add_client", ["protocol": .string(client.identifier), "fdname": .string(client.descriptorName)],
+                client: client.identifier)
         }
-        try command(destination, "cont")
+        // From 10.0 on a paused guest's disks are left to whoever activates them; before, its arrival does.
+        orders.append(
+            rescue.wasRunning ? Order("cont") : Order("blockdev-set-active", ["active": true], mayFail: true))
+        UpgradeStep.handed.reached()
+        try give(orders, to: destination)
+        guard rescue.wasRunning else { return 0 }
         let pause = (try? watch.pauseMicroseconds()) ?? 0
         UpgradeStep.running.reached()
         return pause
+    }
+
+    /// The old process is stopped for good: from here on it can neither run the guest nor read from its clients.
+    private func stopSource() {
+        ProcessSignal.stop(rescue.sourceProcess)
+        // The signal takes effect when its threads next enter the kernel's gate; a moment.
+        for _ in 0..<10_000 {
+            if (try? discovery.process.state()) == "T" { break }
+            ProcessSignal.yield()
+        }
+    }
+
+    /// A command of those that the guest waits for.
+    private struct Order {
+        let name: String
+        let arguments: JSONObject
+        /// The one that has to connect again if it is refused.
+        let client: String?
+        let mayFail: Bool
+
+        init(_ name: String, _ arguments: JSONObject = [:], client: String? = nil, mayFail: Bool = false) {
+            self.name = name
+            self.arguments = arguments
+            self.client = client
+            self.mayFail = mayFail
+        }
+    }
+
+    /// Sends all of them before the first is answered: QEMU runs them in order.
+    private func give(_ orders: [Order], to destination: QMPConnection) throws {
+        var sent: [JSONValue?] = []
+        for order in orders { sent.append(try destination.send(order.name, order.arguments)) }
+        for (order, identifier) in zip(orders, sent) {
+            do throws(QMPConnection.Failure) {
+                _ = try destination.awaitAnswer(
+                    timeoutMilliseconds: Int64(request.limitSeconds) * 1000, to: identifier)
+            } catch {
+                if let client = order.client, case .refused = error {
+                    notes.append("\(client): its client must connect again: \(error)")
+                } else if !order.mayFail {
+                    throw failed(order.name, error)
+                }
+            }
+        }
     }
 
     /// The source's end and the destination's.
@@ -133,15 +182,14 @@ extension Replacement {
     private func command(_ monitor: QMPConnection, _ name: String, _ arguments: JSONObject = [:]) throws {
         do throws(QMPConnection.Failure) {
             _ = try monitor.run(name, arguments, timeoutMilliseconds: Int64(request.limitSeconds) * 1000)
-        } catch {
-            if case .timedOut = error {
-                throw UpgradeFailure(
-                    .rolledBack,
-                    "the move did not end within its limit of \(request.limitSeconds) s (--limit): \(name) is not answered"
-                )
-            }
-            throw UpgradeFailure(.rolledBack, "\(name): \(error)")
-        }
+        } catch { throw failed(name, error) }
+    }
+
+    private func failed(_ name: String, _ error: QMPConnection.Failure) -> UpgradeFailure {
+        guard case .timedOut = error else { return UpgradeFailure(.rolledBack, "\(name): \(error)") }
+        return UpgradeFailure(
+            .rolledBack,
+            "the move did not end within its limit of \(request.limitSeconds) s (--limit): \(name) is not answered")
     }
 
     // MARK: Clients
@@ -153,23 +201,5 @@ extension Replacement {
             _ = try destination.run("getfd", ["fdname": .string(client.descriptorName)], descriptors: [socket])
         }
         return plan.newCommandLine.clients
-    }
-
-    /// Both processes have the connections now, and only one may read from them: the old one is stopped for good.
-    private func handOver(_ clients: [CharacterClient], to destination: QMPConnection) {
-        if clients.isEmpty { return }
-        ProcessSignal.stop(rescue.sourceProcess)
-        // The signal takes effect when its threads next enter the kernel's gate; a moment.
-        for _ in 0..<1000 {
-            if (try? discovery.process.state()) == "T" { break }
-            ProcessSignal.yield()
-        }
-        for client in clients {
-            do {
-                _ = try destination.run(
-                    "add_client",
-                    ["protocol": .string(client.identifier), "fdname": .string(client.descriptorName)])
-            } catch { notes.append("\(client.identifier): its client must connect again: \(error)") }
-        }
     }
 }

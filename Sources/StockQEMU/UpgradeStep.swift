@@ -15,11 +15,11 @@ package enum UpgradeStep: String, Hashable, Sendable, CaseIterable {
     case prepared
     /// The old process was told to move.
     case moving
-    /// The guest stands still, and all of it is in both processes.
+    /// The guest stands still, all of it is in both processes, and the old one is stopped.
     case moved
     /// The new process has the names.
     case renamed
-    /// The new process has the clients' connections.
+    /// The new process is about to be told to take the clients and to run.
     case handed
     /// The new process was told to run the guest.
     case running
