@@ -148,18 +148,26 @@ package final class VMStateEncoder: StateCoder {
         _ name: String, type: String, version: UInt32, count: Int,
         _ body: (inout any StateCoder, _ index: Int) throws(StateError) -> Void
     ) throws(StateError) {
+        guard isDescribing else {
+            let outerHasSubsections = hasSubsections
+            defer { hasSubsections = outerHasSubsections }
+            var coder: any StateCoder = self
+            for index in 0..<count {
+                hasSubsections = false
+                try body(&coder, index)
+            }
+            return
+        }
         var elements: [FieldDescription] = []
         for index in 0..<count {
             let (description, byteCount) = try level(type, version) {
                 (coder: inout any StateCoder) throws(StateError) in
                 try body(&coder, index)
             }
-            if isDescribing {
-                elements.append(
-                    FieldDescription(
-                        name: name, repetition: count > 1 ? .index(UInt32(index)) : .single, type: "struct",
-                        structure: description, byteCount: UInt64(byteCount)))
-            }
+            elements.append(
+                FieldDescription(
+                    name: name, repetition: count > 1 ? .index(UInt32(index)) : .single, type: "struct",
+                    structure: description, byteCount: UInt64(byteCount)))
         }
         guard let first = elements.first else { return }
         let areAlike = elements.allSatisfy { $0.structure == first.structure && $0.byteCount == first.byteCount }

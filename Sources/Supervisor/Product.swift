@@ -25,6 +25,8 @@ enum UpgradeStateVersion {
         return first...max(first, Int(build_stamp_state_last()))
     }()
     static let withHistory = 2
+    /// Components' sections come ahead of the rest of the state, in parts.
+    static let withParts = 3
 
     /// The newest that both know.
     static func common(with peer: ClosedRange<Int>, of program: String) throws(Refusal) -> Int {

@@ -148,9 +148,11 @@ final class Probe {
         probe.expectNoDoubleRun()
     }
 
-    @Test("a destination that refuses the state leaves the guest running at the source; the next attempt works")
-    func refused() throws {
-        let probe = try Probe(["PROBE_REFUSE": "1"])
+    @Test(
+        "a destination that refuses the state leaves the guest running at the source; the next attempt works",
+        arguments: ["state", "part"])
+    func refused(what: String) throws {
+        let probe = try Probe(["PROBE_REFUSE": what])
         #expect(probe.waits { probe.memory[.moves] == 1 })
         #expect(probe.isTicking())
         probe.expectNoDoubleRun()

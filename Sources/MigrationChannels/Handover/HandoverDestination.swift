@@ -8,6 +8,8 @@ package protocol HandoverReceiver: AnyObject {
     func prepare(_ description: HandoverDescription) throws
     /// Takes over what the source suspended while the guest runs on there. Nothing outside may be touched.
     func adopt(_ control: HandoverState) throws
+    /// Takes a part of the state of the paused guest, before the rest comes by ``load(_:)``; as that.
+    func load(part: [UInt8]) throws
     /// Takes the state of the paused guest. Still nothing outside this process may be touched.
     func load(_ state: HandoverState) throws
     /// The guest is ours: run it. The times are those up to the claim.
@@ -19,6 +21,8 @@ package protocol HandoverReceiver: AnyObject {
 extension HandoverReceiver {
     /// Nothing but the guest itself.
     package func adopt(_ control: HandoverState) throws {}
+    /// For a receiver whose version of the state has no parts.
+    package func load(part: [UInt8]) throws { try HandoverDestination.refusePart(part) }
     package var timeOfFirstInstruction: Int64? { nil }
 }
 
@@ -89,13 +93,26 @@ package struct HandoverDestination {
     }
 
     /// Tells the source that it may pause the guest, and waits for the guest's state.
-    package mutating func receiveState() throws(HandoverError) -> HandoverState {
+    /// - Parameter load: Gets what comes ahead of it.
+    package mutating func receiveState(
+        part load: ([UInt8]) throws -> Void = refusePart
+    ) throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
-        let state = try HandoverState.take(try receive(.state, isImminent: true), times: &times)
+        var frame = try receive(isImminent: true)
+        while frame.kind == .part {
+            let bytes = frame.payload
+            try asMachineError { try load(bytes) }
+            frame = try receive(isImminent: true)
+        }
+        let state = try HandoverState.take(try frame.expected(.state), times: &times)
         times.received = monotonicNanoseconds()
         enter(.loading)
         return state
+    }
+
+    package static func refusePart(_: [UInt8]) throws {
+        throw HandoverError(.malformed, "a part of a state came that has no parts")
     }
 
     /// Waits for the offer, or for the end of a source that may have offered before it died, and takes the guest.
@@ -136,7 +153,7 @@ package struct HandoverDestination {
             try asMachineError { try receiver.prepare(description) }
             let control = try receiveControl()
             try asMachineError { try receiver.adopt(control) }
-            let state = try receiveState()
+            let state = try receiveState { try receiver.load(part: $0) }
             try asMachineError { try receiver.load(state) }
             try claim()
         } catch {
@@ -157,8 +174,10 @@ package struct HandoverDestination {
     private func receive(
         _ kind: HandoverFrame.Kind, isImminent: Bool = false
     ) throws(HandoverError) -> HandoverFrame {
-        let frame = try HandoverFrame.receive(from: socket, isImminent: isImminent, deadline: patient)
-        guard frame.kind == kind else { throw HandoverError(.malformed, "\(kind) was expected, \(frame.kind) came") }
-        return frame
+        try receive(isImminent: isImminent).expected(kind)
+    }
+
+    private func receive(isImminent: Bool) throws(HandoverError) -> HandoverFrame {
+        try HandoverFrame.receive(from: socket, isImminent: isImminent, deadline: patient)
     }
 }

@@ -25,6 +25,8 @@ package struct HandoverFrame: Sendable {
         case running = 7
         /// Source to destination, before the pause: what the guest does not see, suspended (clients of the monitor).
         case control = 8
+        /// Source to destination, before `state`: a part of it that can be loaded by itself. Only where both know it.
+        case part = 9
     }
 
     package var kind: Kind
@@ -44,6 +46,8 @@ package struct HandoverFrame: Sendable {
     /// How long a receiver stays awake for a frame that is about to come. A processor of the host that sleeps takes tens of
     /// microseconds to wake up.
     private static let awakeNanoseconds: Int64 = 2_000_000
+    /// Largest payload that is copied behind its header, in bytes.
+    private static let joinedByteCountMax = 64 << 10
     /// Most descriptors one frame may carry.
     package static let descriptorCountMax = 4096
 
@@ -56,6 +60,10 @@ package struct HandoverFrame: Sendable {
         header.integer(UInt16(descriptors.count))
         header.integer(UInt64(payload.count))
         header.integer(UInt64(0))
+        // Without descriptors one call does.
+        if descriptors.isEmpty, payload.count <= Self.joinedByteCountMax {
+            return try Self.sendAll(header.bytes + payload, to: socket, deadline: deadline)
+        }
         try Self.sendAll(header.bytes, to: socket, deadline: deadline)
         var rest = descriptors[...]
         while !rest.isEmpty {
@@ -64,6 +72,12 @@ package struct HandoverFrame: Sendable {
             rest = rest.dropFirst(StreamSocket.descriptorsMax)
         }
         try Self.sendAll(payload, to: socket, deadline: deadline)
+    }
+
+    /// This frame, if it is of that kind.
+    func expected(_ wanted: Kind) throws(HandoverError) -> HandoverFrame {
+        guard kind == wanted else { throw HandoverError(.malformed, "\(wanted) was expected, \(kind) came") }
+        return self
     }
 
     /// Receives one frame.

@@ -17,7 +17,9 @@ package protocol HandoverSubject: AnyObject {
     /// Longest pause in milliseconds; nil is ``HandoverSource/Limits/takingOverMilliseconds``.
     var pauseLimitMilliseconds: Int? { get }
     /// Writes down the state of the paused guest.
-    func save() throws -> HandoverState
+    /// - Parameter sendPart: Sends what is written so far ahead of the answer, for the destination to load meanwhile. Only where
+    ///   the destination's version of the state has parts.
+    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState
     /// Lets everything go on here that was suspended or paused; the destination will not. The guest may not have been paused
     /// yet.
     func resume() throws
@@ -167,10 +169,14 @@ package struct HandoverSource {
             let limit = subject.pauseLimitMilliseconds ?? limits.takingOverMilliseconds
             let takeBack = times.pauseBegun + Int64(limit) * 1_000_000
             try enter(.saving, &phase)
-            let state = try asMachineError { try subject.save() }
+            let state = try asMachineError {
+                try subject.save { (bytes) throws(HandoverError) in
+                    try send(HandoverFrame(.part, payload: bytes), deadline: takeBack)
+                }
+            }
             times.saved = monotonicNanoseconds()
             try enter(.sending, &phase)
-            try state.frame(.state, times: times).send(to: socket, deadline: takeBack)
+            try send(state.frame(.state, times: times), deadline: takeBack)
             try enter(.offering, &phase)
 
             // From here on only the word decides.
@@ -248,6 +254,15 @@ package struct HandoverSource {
         return peer
     }
 
+    /// Sends a frame of the paused guest. A destination that has refused an earlier one is asked why.
+    private func send(_ frame: HandoverFrame, deadline: Int64) throws(HandoverError) {
+        do throws(HandoverError) { try frame.send(to: socket, deadline: deadline) } catch {
+            guard error.code == .peerGone else { throw error }
+            _ = try receive(.running, deadline: deadline)
+            throw error
+        }
+    }
+
     /// The next frame, which must be `kind`. The destination's end is seen at once: its side of the socket closes with it.
     private func receive(_ kind: HandoverFrame.Kind, deadline: Int64) throws(HandoverError) -> HandoverFrame {
         let frame: HandoverFrame
@@ -260,8 +275,7 @@ package struct HandoverSource {
         if frame.kind == .refused {
             throw HandoverError(.refused, String(decoding: frame.payload.prefix(4096), as: UTF8.self))
         }
-        guard frame.kind == kind else { throw HandoverError(.malformed, "\(kind) was expected, \(frame.kind) came") }
-        return frame
+        return try frame.expected(kind)
     }
 }
 

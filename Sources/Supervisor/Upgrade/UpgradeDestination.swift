@@ -23,6 +23,7 @@ final class UpgradeDestination: HandoverReceiver {
     private var memory: UpgradeMemoryDestination?
     private var sentMemory = SentMemory()
     private var reader: SavedComponents.Reader?
+    private var waitingParts: [[UInt8]] = []
     private var held: Int64?
     private var processorNanoseconds: Int64 = 0
     /// Where the page tables are still to be filled.
@@ -100,7 +101,6 @@ final class UpgradeDestination: HandoverReceiver {
         }
         let guest = VirtGuest(machine: machine, events: events, backends: backends)
         self.guest = guest
-        reader = SavedComponents.Reader(guest.components)
         try rehearseLoading()
         if let memorySocket { memory = try UpgradeMemoryDestination(guest, plan: plan, socket: memorySocket) }
         let supervisor = try Supervisor(
@@ -130,16 +130,26 @@ final class UpgradeDestination: HandoverReceiver {
     /// Takes the state that this machine has now as it will take the guest's: what that touches for the first time it touches now,
     /// and not while the guest stands still.
     private func rehearseLoading() throws {
-        guard let guest, let reader else { return }
-        try reader.decode(try SavedComponents.encode(guest.components))
+        guard let guest else { return }
+        var rehearsed = SavedComponents.Reader(guest.components)
+        try rehearsed.decode(try SavedComponents.encode(guest.components))
         try guest.finishLoading()
+        reader = SavedComponents.Reader(guest.components)
     }
 
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
 
+    func load(part: [UInt8]) throws {
+        guard let guest, reader != nil else { throw Refusal("nothing was prepared") }
+        if stateByteCount == 0 { guest.machine.expectResume() }
+        stateByteCount += part.count
+        // Components may look at memory: they wait until all of it is here.
+        if memory == nil { try reader?.decode(part: part) } else { waitingParts.append(part) }
+    }
+
     func load(_ state: HandoverState) throws {
         guard let guest, let backends else { throw Refusal("nothing was prepared") }
-        stateByteCount = state.bytes.count
+        stateByteCount += state.bytes.count
         let blobs = try NamedBlobs(state.bytes)
         guard let components = blobs["components"], let backendBytes = blobs["backends"] else {
             throw Refusal("the guest's state did not come along")
@@ -150,6 +160,7 @@ final class UpgradeDestination: HandoverReceiver {
         held = try blobs.integer("held")
         try memory?.finish()
         try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
+        for part in waitingParts { try reader?.decode(part: part) }
         try reader?.decode(components)
         if let clockOffset { guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset) }
         try guest.finishLoading()

@@ -114,9 +114,11 @@ final class UpgradeSource: HandoverSubject {
         try memory.send()
     }
 
-    func save() throws -> HandoverState {
+    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState {
         var blobs = NamedBlobs()
-        blobs["components"] = try SavedComponents.encode(guest.components)
+        blobs["components"] = try SavedComponents.encode(
+            guest.components, partByteCount: stateVersion >= UpgradeStateVersion.withParts ? 2 << 10 : .max,
+            sendPart: sendPart)
         // The host's monotonic clock is one for both processes: the guest's time goes on as if nothing had been.
         if wasRunning { blobs.set("clock", guest.machine.clock.hostOffsetNanoseconds) }
         var parcel = BackendParcel()

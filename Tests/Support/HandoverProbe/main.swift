@@ -24,6 +24,7 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
     private var thread: HostThread?
     private let isRunning = Atomic<Bool>(false)
     private var lock: OwnedDescriptor?
+    private var arrived: [UInt8] = []
     private var arrivedSteps: UInt64 = 0
 
     init(_ file: OwnedDescriptor?) throws {
@@ -64,9 +65,12 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
         lock = nil
     }
 
-    func save() throws -> HandoverState {
+    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState {
         let steps = shared[.steps]
-        return HandoverState(bytes: (0..<8).map { UInt8(truncatingIfNeeded: steps >> UInt64($0 * 8)) })
+        let bytes = (0..<8).map { UInt8(truncatingIfNeeded: steps >> UInt64($0 * 8)) }
+        try sendPart(Array(bytes[..<3]))
+        try sendPart(Array(bytes[3..<5]))
+        return HandoverState(bytes: Array(bytes[5...]))
     }
 
     /// Also called when the hand-over failed before the pause.
@@ -83,9 +87,15 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
         ReceivedMemory.populate(try OwnedMapping(byteCount: block.byteCount, descriptor: file), of: file)
     }
 
+    func load(part: [UInt8]) throws {
+        arrived += part
+        if environment("PROBE_REFUSE") == "part" { throw HandoverError(.incompatible, "told to refuse a part") }
+    }
+
     func load(_ state: HandoverState) throws {
-        guard state.bytes.count == 8 else { throw HandoverError(.malformed, "state of \(state.bytes.count) bytes") }
-        arrivedSteps = (0..<8).reduce(0) { $0 | UInt64(state.bytes[$1]) << UInt64($1 * 8) }
+        arrived += state.bytes
+        guard arrived.count == 8 else { throw HandoverError(.malformed, "state of \(arrived.count) bytes") }
+        arrivedSteps = (0..<8).reduce(0) { $0 | UInt64(arrived[$1]) << UInt64($1 * 8) }
         if environment("PROBE_REFUSE") != nil { throw HandoverError(.incompatible, "told to refuse") }
     }
 
