@@ -79,14 +79,23 @@ package final class QMPConnection {
     package func send(_ command: String, _ arguments: JSONObject = [:], descriptors: [OwnedDescriptor] = [])
         throws(Failure) -> JSONValue?
     {
-        commandCount += 1
-        let identifier = identifierPrefix.map { JSONValue.string("\($0)\(commandCount)") }
-        do {
-            try StreamSocket.sendAll(
-                QMPCommand(name: command, arguments: arguments, identifier: identifier).line, descriptors: descriptors,
-                to: socket)
-        } catch { throw .system(error) }
-        return identifier
+        try send([(command, arguments)], descriptors: descriptors)[0]
+    }
+
+    /// Sends commands, all at once, whose answers are waited for later, in their order.
+    package func send(_ commands: [(name: String, arguments: JSONObject)], descriptors: [OwnedDescriptor] = [])
+        throws(Failure) -> [JSONValue?]
+    {
+        var identifiers: [JSONValue?] = []
+        var lines: [UInt8] = []
+        for command in commands {
+            commandCount += 1
+            identifiers.append(identifierPrefix.map { JSONValue.string("\($0)\(commandCount)") })
+            lines +=
+                QMPCommand(name: command.name, arguments: command.arguments, identifier: identifiers.last ?? nil).line
+        }
+        do { try StreamSocket.sendAll(lines, descriptors: descriptors, to: socket) } catch { throw .system(error) }
+        return identifiers
     }
 
     /// Waits for the answer to a command that was sent.
@@ -104,6 +113,9 @@ package final class QMPConnection {
             }
         }
     }
+
+    /// Forgets events that were kept: they tell of something that is over.
+    package func forgetEvents() { events = [] }
 
     /// The next event, kept or new; nil when none came in time.
     package func nextEvent(timeoutMilliseconds: Int64) throws(Failure) -> QMPEvent? {

@@ -13,9 +13,6 @@ struct MoveWatch {
     private let progress: (String) -> Void
     private var stop: Int64?
     private var start: Int64?
-    /// When the event of the stop was here, CLOCK_MONOTONIC in nanoseconds.
-    private var stopSeen: Int64?
-    private static let awakeNanoseconds: Int64 = 10_000_000
     private var isSent = false
     private var isLoaded = false
 
@@ -48,13 +45,11 @@ struct MoveWatch {
                 throw UpgradeFailure(
                     .rolledBack, "the move did not end within its limit of \(limitSeconds) s (--limit)")
             }
-            // The guest stands still: for the moments that this takes it is not slept, but whoever else wants the processor gets it.
-            if let stopSeen, monotonicNanoseconds() < stopSeen + Self.awakeNanoseconds {
-                ProcessSignal.yield()
-                continue
-            }
+            // What the old process tells while the guest stands still is not listened to: each wake-up of ours takes a processor from
+            // one of the two, and the new one's word is the one that counts.
             Readiness.awaitAny(
-                [source.socket, destination.socket, destinationProcess, sourceProcess], timeoutMilliseconds: 250)
+                [destination.socket, destinationProcess, sourceProcess] + (isSentToo ? [source.socket] : []),
+                timeoutMilliseconds: isSentToo ? 250 : 50)
             if monotonicNanoseconds() > told + 1_000_000_000 {
                 told = monotonicNanoseconds()
                 tellProgress()
@@ -71,10 +66,7 @@ struct MoveWatch {
     }
 
     private mutating func noteSource(_ event: QMPEvent) throws {
-        if event.name == "STOP" {
-            stop = event.microseconds
-            stopSeen = monotonicNanoseconds()
-        }
+        if event.name == "STOP" { stop = event.microseconds }
         guard event.name == "MIGRATION" else { return }
         let status = event.data?["status"]?.stringValue ?? ""
         if status == "completed" { isSent = true }

@@ -56,8 +56,9 @@ extension Replacement {
                 _ = try rescue.source.run("migrate", ["channels": channel.outgoing(mended: plan.mendsTimers)])
                 return
             } catch {
-                // Bound, and listening an instant later.
+                // Bound, and listening an instant later. That this attempt failed is no news of the next.
                 guard attempt < 3000, error.description.contains("refused") else { throw error }
+                rescue.source.forgetEvents()
             }
             ProcessSignal.sleep(milliseconds: 1)
         }
@@ -153,8 +154,7 @@ extension Replacement {
 
     /// Sends all of them before the first is answered: QEMU runs them in order.
     private func give(_ orders: [Order], to destination: QMPConnection) throws {
-        var sent: [JSONValue?] = []
-        for order in orders { sent.append(try destination.send(order.name, order.arguments)) }
+        let sent = try destination.send(orders.map { ($0.name, $0.arguments) })
         for (order, identifier) in zip(orders, sent) {
             do throws(QMPConnection.Failure) {
                 _ = try destination.awaitAnswer(

@@ -54,8 +54,10 @@ package enum ReplacementGuard {
             guard let message, message.byteCount > 0, bytes.count < 1 << 20 else { break }
             descriptors += message.descriptors
             bytes += piece[..<message.byteCount]
+            // At once, though the upgrade still has its end: it waits for ours. Lines have no newline but their last byte.
+            if bytes.suffix(2) == [0x0A, over] { return nil }
         }
-        guard let end = bytes.firstIndex(of: 0x0A), bytes.last != over else { return nil }
+        guard let end = bytes.firstIndex(of: 0x0A) else { return nil }
         let plan = try JSONValue.parse(Array(bytes[..<end]))
         var rescue = try rescue(from: plan, &descriptors)
         if descriptors.count >= 2 {
