@@ -146,7 +146,7 @@ let package = Package(
                 "MigrationEngine",
                 "MigrationStream",
             ]),
-        tests("StockQEMUTests", ["StockQEMU", "QMPProtocol"]),
+        tests("StockQEMUTests", ["StockQEMU", "LinuxCalls", "QMPProtocol"]),
         // Whole processes: the built tool, real guests, real peers.
         tests("MachineRunTests", ["LinuxCalls", "ProcessTestKit"]),
         .executableTarget(

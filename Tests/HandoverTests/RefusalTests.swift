@@ -47,7 +47,7 @@ private final class EndlessGuest: HandoverSubject {
         let (near, far) = try StreamSocket.pair()
         let destination = try HostThread(name: "destination") {
             var driver = HandoverDestination(socket: far, program: "test")
-            do {
+            do throws(HandoverError) {
                 _ = try driver.receiveDescription()
                 _ = try driver.receiveControl()
                 _ = try driver.receiveState()
