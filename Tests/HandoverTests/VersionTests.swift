@@ -106,7 +106,7 @@ struct VersionTests {
         let own = try facts(run)
         let result = try run.command(["upgrade", "guest", "--binary", far])
         #expect(result.end == .exited(status: 80), "\(result.errors)")
-        #expect(result.errors.contains("version 1 to 2, sidestep 9.0.0 in version 7 to 9"), "\(result.errors)")
+        #expect(result.errors.contains("version 1 to 3, sidestep 9.0.0 in version 7 to 9"), "\(result.errors)")
         #expect(result.errors.contains("unharmed") && result.errors.split(separator: "\n").count == 1)
         #expect(try facts(run).version == own.version)
         _ = try run.upgrade()
