@@ -58,6 +58,27 @@ struct PostcopyPeerTests {
         Issue.record("\(guest) does not come to \(text): \(try run.command(["status", guest]).output)")
     }
 
+    /// A channel that is lost before the guest runs at the destination is not recovered: the move has failed.
+    private func waitUntilRunning(_ guest: String, _ run: MonitorRun) throws {
+        var answer = ""
+        for _ in 0..<1200 {
+            answer = try run.command(["qmp", guest, "query-status"]).output
+            if answer.contains(#""running": true"#) { return }
+            _ = try HostTools.run("sleep", ["0.05"])
+        }
+        Issue.record("\(guest) does not run: \(answer)")
+    }
+
+    private func waitUntilRunning(_ stock: StockMachine) throws {
+        var answer = ""
+        let deadline = ContinuousClock.now + .seconds(60)
+        while ContinuousClock.now < deadline {
+            answer = try stock.command(#"{"execute": "query-status"}"#)
+            if answer.contains("\"running\": true") { return }
+        }
+        Issue.record("QEMU does not run: \(answer)")
+    }
+
     /// A machine that is built from its devices' state comes too late in a postcopy, and a QEMU whose package was refused does
     /// not run its guest again: so it is refused before a page moves.
     private func refuseToReceive(_ stock: StockMachine, disk: String, _ run: MonitorRun) throws {
@@ -102,12 +123,13 @@ struct PostcopyPeerTests {
             #expect(answer.end == .exited(status: 0), "\(command): \(answer.errors)")
         }
         try waitFor("postcopy-active", "source", run)
+        try waitUntilRunning(stock)
         #expect(try run.command(["qmp", "source", "migrate-pause"]).end == .exited(status: 0))
         try waitFor("postcopy-paused", stock)
         let recovery = run.directory.file("recovery")
         try stock.command(#"{"execute": "migrate-recover", "arguments": {"uri": "unix:\#(recovery)"}}"#)
         try waitForSocket(recovery)
-        let move = try run.command(["migrate", "source", "unix:\(recovery)", "--resume"])
+        let move = try run.command(["migrate", "source", "unix:\(recovery)", "--resume"], seconds: 240)
         #expect(move.end == .exited(status: 0), "\(move.errors)")
         try waitFor("completed", stock)
         try check(stock.program, round: 1)
@@ -128,6 +150,7 @@ struct PostcopyPeerTests {
         try stock.command(#"{"execute": "migrate-start-postcopy"}"#)
         try waitFor("postcopy-active", "destination", run)
         try waitFor("postcopy-active", stock)
+        try waitUntilRunning("destination", run)
         #expect(try run.command(["qmp", "destination", "migrate-pause"]).end == .exited(status: 0))
         try waitFor("postcopy-paused", stock)
         try waitFor("postcopy-paused", "destination", run)
