@@ -19,6 +19,15 @@ package enum UserServiceManager {
             seconds: seconds)
     }
 
+    /// What a script said of its unit in lines that begin with STATE: words with `=`, as values by name.
+    package static func states(in output: String) -> [[String: String]] {
+        output.split(separator: "\n").filter { $0.hasPrefix("STATE ") }.map { line in
+            let pairs = line.split(separator: " ").map { $0.split(separator: "=", maxSplits: 1).map(String.init) }
+            return Dictionary(
+                pairs.filter { $0.count == 2 }.map { ($0[0], $0[1]) }, uniquingKeysWith: { _, last in last })
+        }
+    }
+
     package static let requirement = Requirement(
         geteuid() == 0 && HostTools.path(of: "systemd-run") != nil
             && (Checkout.exists("/lib/systemd/systemd") || Checkout.exists("/usr/lib/systemd/systemd"))

@@ -16,53 +16,43 @@ private final class EndlessGuest: HandoverSubject {
 }
 
 @Suite("Refusals of the hand-over's state") struct RefusalTests {
-    @Test("a destination that refuses a part while others still come is heard, and the guest resumes")
-    func part() throws {
-        let (near, far) = try StreamSocket.pair()
-        let destination = try HostThread(name: "destination") {
-            var driver = HandoverDestination(socket: far, program: "test")
-            do {
-                _ = try driver.receiveDescription()
-                _ = try driver.receiveControl()
-                _ = try driver.receiveState { _ in throw HandoverError(.incompatible, "not this part") }
-                Issue.record("the state had an end")
-            } catch let error as HandoverError {
-                _ = driver.refuse(error)
-            } catch { Issue.record(error) }
-            StreamSocket.shutDown(far)
-        }
-        let guest = EndlessGuest()
-        let outcome = HandoverSource(socket: near, destination: try .event()).run(guest)
-        destination.join()
-        guard case .stayed(let error) = outcome else {
-            Issue.record("\(outcome)")
-            return
-        }
-        #expect(error.code == .refused && "\(error)".contains("not this part"))
-        #expect(guest.isResumed)
-    }
-
-    @Test("a state in parts is refused by who knows none")
-    func noParts() throws {
+    /// Hands an endless state to a destination that takes it by `receive`, and answers why the guest stayed.
+    private func refusal(
+        by receive: @escaping @Sendable (inout HandoverDestination) throws(HandoverError) -> HandoverState
+    ) throws -> HandoverError {
         let (near, far) = try StreamSocket.pair()
         let destination = try HostThread(name: "destination") {
             var driver = HandoverDestination(socket: far, program: "test")
             do throws(HandoverError) {
                 _ = try driver.receiveDescription()
                 _ = try driver.receiveControl()
-                _ = try driver.receiveState()
-                Issue.record("a part was taken for a state")
+                _ = try receive(&driver)
+                Issue.record("the state had an end")
             } catch { _ = driver.refuse(error) }
             StreamSocket.shutDown(far)
         }
         let guest = EndlessGuest()
         let outcome = HandoverSource(socket: near, destination: try .event()).run(guest)
         destination.join()
+        #expect(guest.isResumed)
         guard case .stayed(let error) = outcome else {
             Issue.record("\(outcome)")
-            return
+            throw HandoverError(.malformed, "the guest did not stay")
         }
+        return error
+    }
+
+    @Test("a destination that refuses a part while others still come is heard, and the guest resumes")
+    func part() throws {
+        let error = try refusal { (driver) throws(HandoverError) in
+            try driver.receiveState { _ in throw HandoverError(.incompatible, "not this part") }
+        }
+        #expect(error.code == .refused && "\(error)".contains("not this part"))
+    }
+
+    @Test("a state in parts is refused by who knows none")
+    func noParts() throws {
+        let error = try refusal { (driver) throws(HandoverError) in try driver.receiveState() }
         #expect("\(error)".contains("no parts"))
-        #expect(guest.isResumed)
     }
 }

@@ -105,19 +105,14 @@ struct ServiceTests {
         let result = try UserServiceManager.run(
             Self.script, in: run.directory.path, [Checkout.tool, Heartbeat.elf])
         defer { if let last = try? process(run) { kill(last, SIGKILL) } }
-        let states = result.output.split(separator: "\n").filter { $0.hasPrefix("STATE ") }.map(String.init)
+        let states = UserServiceManager.states(in: result.output)
         #expect(states.count == 7, "\(result)")
         var mains: Set<String> = []
         for state in states {
-            var values: [String: String] = [:]
-            for word in state.split(separator: " ") {
-                let parts = word.split(separator: "=", maxSplits: 1)
-                if parts.count == 2 { values[String(parts[0])] = String(parts[1]) }
-            }
-            #expect(values["ActiveState"] == "active" && values["SubState"] == "running", "\(state)")
-            #expect(values["MainPID"] != nil && values["MainPID"] == values["runner"], "\(state)")
-            #expect(values["NRestarts"] == "0")
-            mains.insert(values["MainPID"] ?? "")
+            #expect(state["ActiveState"] == "active" && state["SubState"] == "running", "\(state)")
+            #expect(state["MainPID"] != nil && state["MainPID"] == state["runner"], "\(state)")
+            #expect(state["NRestarts"] == "0")
+            mains.insert(state["MainPID"] ?? "")
         }
         #expect(mains.count == 7, "each upgrade is a new main process: \(states)")
         #expect(
