@@ -39,4 +39,26 @@ package final class PrivateNetwork: Sendable {
         try server.errors.wait(for: "listening on", seconds: 20)
         return server
     }
+
+    /// Set-up for ``startPasst(in:)``, which hands on what its namespace has: a route outwards, and the address it calls gateway.
+    package static let outside = [
+        "ip addr add 10.8.0.1/32 dev lo", "ip tuntap add outside mode tap", "ip addr add 10.7.0.2/24 dev outside",
+        "ip link set outside up", "ip route add default via 10.7.0.1",
+        "echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range",
+    ]
+
+    /// For a guest with the address 10.8.0.2.
+    package static func passtArguments(socket: String) -> [String] {
+        ["--foreground", "--stderr", "--one-off", "-s", socket, "-a", "10.8.0.2", "-n", "24", "-g", "10.8.0.1"]
+    }
+
+    package func startPasst(in directory: TemporaryDirectory) throws -> (passt: RunningProgram, socket: String) {
+        // passt gives up its privileges and makes its socket as somebody else.
+        try HostTools.need(
+            "sh", ["-ec", "chmod 755 \(directory.path); mkdir -m 777 \(directory.file("passt"))"])
+        let socket = directory.file("passt/socket")
+        let passt = try start("passt", Self.passtArguments(socket: socket))
+        try passt.errors.wait(for: "socket bound at", seconds: 30)
+        return (passt, socket)
+    }
 }

@@ -23,4 +23,11 @@ package final class TemporaryDirectory: Sendable {
         try file.writeAll(bytes)
         return self.file(name)
     }
+
+    /// A file of random bytes, and its MD5 as `md5sum` writes it.
+    package func randomFile(kiB: Int) throws -> (path: String, hash: String) {
+        let path = file("payload")
+        try HostTools.need("sh", ["-ec", "dd if=/dev/urandom of=\(path) bs=1k count=\(kiB) 2>/dev/null"])
+        return (path, String(try HostTools.need("md5sum", [path]).prefix(32)))
+    }
 }

@@ -13,10 +13,6 @@ struct CPRTransferTests {
         #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(path)"}}"#
     }
 
-    private func waitForSocket(_ path: String) throws {
-        try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 30)
-    }
-
     @Test("a guest goes to a machine that waits for it, and on to another; no page is sent, none is wrong")
     func moves() throws {
         let run = try MonitorRun()

@@ -53,16 +53,8 @@ struct ChannelTests {
 
     /// Every byte was right in every round so far, and no tick was lost.
     private func verify(_ guest: RunningProgram, _ location: SourceLocation = #_sourceLocation) throws {
-        guest.output.skipToEnd()
-        try guest.wait(for: "tick ", seconds: 30)
-        try guest.type("p")
-        let statistics = try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30))
-        #expect(statistics.bad == 0 && statistics.rounds > 0, sourceLocation: location)
-        try guest.type("q")
-        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0), sourceLocation: location)
-        let seen = ticks(in: guest.output.text)
-        #expect(seen == Array(0..<seen.count), "ticks out of order", sourceLocation: location)
-        #expect(!guest.output.text.contains("BAD"), sourceLocation: location)
+        let statistics = try guest.endWhole(location)
+        #expect(statistics.rounds > 0, sourceLocation: location)
     }
 
     @Test("a guest moves again and again: no byte of memory wrong, no tick lost or repeated", arguments: Sending.all)

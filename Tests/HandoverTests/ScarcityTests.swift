@@ -118,13 +118,7 @@ struct ScarcityTests {
 
         func finish(_ location: SourceLocation = #_sourceLocation) throws {
             #expect(try attempt([], "without limits"), "the last attempt does not work", sourceLocation: location)
-            try program.type("p")
-            let statistics = try HeartbeatStatistics(program.wait(for: "stats ", seconds: 30))
-            #expect(statistics.bad == 0, sourceLocation: location)
-            try program.type("q")
-            #expect(try program.waitForEnd(seconds: 30) == .exited(status: 0), sourceLocation: location)
-            let seen = ticks(in: program.output.text)
-            #expect(seen == Array(0..<seen.count), "ticks out of order", sourceLocation: location)
+            try program.endWhole(location)
         }
     }
 

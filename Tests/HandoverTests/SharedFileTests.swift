@@ -10,10 +10,6 @@ import Testing
 struct SharedFileTests {
     private static let ignoreShared = #"{"capabilities": [{"capability": "x-ignore-shared", "state": true}]}"#
 
-    private func waitForSocket(_ path: String) throws {
-        try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 30)
-    }
-
     /// A process that waits for the guest, with that memory.
     private func waiting(_ run: MonitorRun, _ name: String, at socket: String, memory: String) throws -> RunningProgram
     {

@@ -15,12 +15,6 @@ import Testing
 struct TransferTests {
     private static let transferKiB = 40_000
 
-    private func randomFile(in directory: TemporaryDirectory) throws -> (path: String, hash: String) {
-        let path = directory.file("payload")
-        try HostTools.need("sh", ["-ec", "dd if=/dev/urandom of=\(path) bs=1k count=\(Self.transferKiB) 2>/dev/null"])
-        return (path, String(try HostTools.need("md5sum", [path]).prefix(32)))
-    }
-
     /// Upgrades the guest by each channel while the file crosses; it must arrive over the one connection.
     private func moveWhileTransferring(
         _ guest: RunningProgram, _ server: RunningProgram, upgrade: (_ arguments: [String]) throws -> Report
@@ -43,17 +37,10 @@ struct TransferTests {
     func passt() throws {
         let missing = Requirement.program("passt", package: "passt")
         guard missing.isMet else { try Test.cancel("\(missing)") }
-        let network = try PrivateNetwork(setUp: Self.outside)
+        let network = try PrivateNetwork(setUp: PrivateNetwork.outside)
         let run = try MonitorRun()
-        // passt gives up its privileges and makes its socket as somebody else.
-        try HostTools.need(
-            "sh", ["-ec", "chmod 755 \(run.directory.path); mkdir -m 777 \(run.directory.file("passt"))"])
-        let socket = run.directory.file("passt/socket")
-        let passt = try network.start(
-            "passt",
-            ["--foreground", "--stderr", "--one-off", "-s", socket, "-a", "10.8.0.2", "-n", "24", "-g", "10.8.0.1"])
-        try passt.errors.wait(for: "socket bound at", seconds: 30)
-        let file = try randomFile(in: run.directory)
+        let (passt, socket) = try network.startPasst(in: run.directory)
+        let file = try run.directory.randomFile(kiB: Self.transferKiB)
         let server = try network.serve(file: file.path, address: "127.0.0.1", port: 8000, in: run.directory)
         let guest = try run.debian(
             words: "quiet noshell ntick=1 run=network,download+http://10.8.0.1:8000/file+\(file.hash)",
@@ -61,12 +48,6 @@ struct TransferTests {
         try moveWhileTransferring(guest, server) { try run.upgrade("guest", $0) }
         withExtendedLifetime(passt) {}
     }
-
-    /// passt hands on what its namespace has: a route outwards, and the address it calls gateway.
-    private static let outside = [
-        "ip addr add 10.8.0.1/32 dev lo", "ip tuntap add outside mode tap", "ip addr add 10.7.0.2/24 dev outside",
-        "ip link set outside up", "ip route add default via 10.7.0.1",
-    ]
 
     /// passt shuts itself in, for which an ordinary user needs namespaces.
     private static let usersHaveNamespaces = Requirement(
@@ -83,7 +64,7 @@ struct TransferTests {
     func usersPasst() throws {
         let missing = Requirement.program("passt", package: "passt")
         guard missing.isMet else { try Test.cancel("\(missing)") }
-        let network = try PrivateNetwork(setUp: Self.outside)
+        let network = try PrivateNetwork(setUp: PrivateNetwork.outside)
         let run = try MonitorRun()
         let user = OtherUser.first
         let (tool, image, initramfs) = (
@@ -92,13 +73,12 @@ struct TransferTests {
         for (from, to) in [(Checkout.tool, tool), (DebianGuest.image, image), (DebianGuest.initramfs, initramfs)] {
             try FileManager.default.copyItem(atPath: from, toPath: to)
         }
-        let file = try randomFile(in: run.directory)
+        let file = try run.directory.randomFile(kiB: Self.transferKiB)
         let server = try network.serve(file: file.path, address: "127.0.0.1", port: 8000, in: run.directory)
         try user.own(run.directory.path)
         let socket = run.directory.file("passt.sock")
         let passtCommand = user.command(
-            HostTools.path(of: "passt") ?? "passt",
-            ["--foreground", "--stderr", "--one-off", "-s", socket, "-a", "10.8.0.2", "-n", "24", "-g", "10.8.0.1"])
+            HostTools.path(of: "passt") ?? "passt", PrivateNetwork.passtArguments(socket: socket))
         let passt = try network.start(passtCommand.program, passtCommand.arguments, name: "passt")
         try passt.errors.wait(for: "socket bound at", seconds: 30)
         let guestCommand = user.command(
@@ -129,7 +109,7 @@ struct TransferTests {
             "ip tuntap add tap0 mode tap vnet_hdr", "ip addr add 10.8.0.1/24 dev tap0", "ip link set tap0 up",
         ])
         let run = try MonitorRun()
-        let file = try randomFile(in: run.directory)
+        let file = try run.directory.randomFile(kiB: Self.transferKiB)
         let server = try network.serve(file: file.path, address: "10.8.0.1", port: 8000, in: run.directory)
         let guest = try run.debian(
             words: "quiet noshell ntick=1 "

@@ -53,17 +53,6 @@ private final class UsersRun: Sendable {
     .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"),
     .enabled(if: OtherUser.requirement.isMet, "\(OtherUser.requirement)"))
 struct UnprivilegedTests {
-    private func verify(_ guest: RunningProgram) throws {
-        guest.output.skipToEnd()
-        try guest.wait(for: "tick ", seconds: 30)
-        try guest.type("p")
-        #expect(try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30)).bad == 0)
-        try guest.type("q")
-        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
-        let seen = ticks(in: guest.output.text)
-        #expect(seen == Array(0..<seen.count), "ticks out of order")
-    }
-
     @Test("a guest of a user without capabilities moves by every channel, with its disk's lock, console and monitor")
     func channels() throws {
         let users = try UsersRun()
@@ -83,7 +72,7 @@ struct UnprivilegedTests {
         }
         #expect(try users.command(["upgrade", "--all"]).end == .exited(status: 0))
         kill(try users.process, SIGUSR2)
-        try verify(guest)
+        try guest.endWhole()
     }
 
     @Test("threads that cannot be made, at the source and at the successor, leave the guest unharmed")
@@ -122,7 +111,7 @@ struct UnprivilegedTests {
         #expect((2..<40).contains(refusals), "\(refusals) refusals")
         try limitThreads(hard)
         _ = try users.upgrade(["--binary", users.tool])
-        try verify(guest)
+        try guest.endWhole()
     }
 
     /// One that any user may run.
@@ -194,7 +183,7 @@ struct UnprivilegedTests {
         chmod(users.run.directory.path, 0o711)
         try users.user.own(open)
         let guest = try users.start(["--console", "unix:\(open)/console"])
-        try HostTools.need("sh", ["-c", "until [ -S \(open)/console ]; do sleep 0.02; done"], seconds: 30)
+        try waitForSocket("\(open)/console")
         let command = OtherUser.second.command(
             Self.python,
             ["-c", Self.attack, users.run.directory.path, users.run.directory.file("mark"), "\(users.user.identifier)"])

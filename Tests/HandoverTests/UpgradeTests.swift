@@ -40,14 +40,6 @@ extension MonitorRun {
     }
 }
 
-/// Numbers of the heartbeat's ticks in a console's output, in order.
-func ticks(in text: String) -> [Int] {
-    text.split(whereSeparator: \.isNewline).compactMap { line in
-        let words = line.split(separator: " ")
-        return words.count == 3 && words[0] == "tick" ? Int(words[1]) : nil
-    }
-}
-
 @Suite(
     "sidestep upgrade", .serialized, .enabled(if: Requirement.tool.isMet, "\(Requirement.tool)"),
     .enabled(if: Requirement.heartbeat.isMet, "\(Requirement.heartbeat)"))
@@ -257,13 +249,7 @@ struct UpgradeTests {
         let result = try run.command(["upgrade", "guest"])
         #expect(result.end == .exited(status: 80), "\(result.errors)")
         #expect(result.errors.contains("unharmed"))
-        try guest.wait(for: "tick ", seconds: 30)
-        try guest.type("p")
-        #expect(try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30)).bad == 0)
-        try guest.type("q")
-        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
-        let seen = ticks(in: guest.output.text)
-        #expect(seen == Array(0..<seen.count))
+        try guest.endWhole()
     }
 
     @Test(

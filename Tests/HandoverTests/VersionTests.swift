@@ -42,17 +42,6 @@ struct VersionTests {
         return try JSONDecoder().decode(Facts.self, from: Data(answer.output.utf8))
     }
 
-    private func verify(_ guest: RunningProgram) throws {
-        guest.output.skipToEnd()
-        try guest.wait(for: "tick ", seconds: 30)
-        try guest.type("p")
-        #expect(try HeartbeatStatistics(guest.wait(for: "stats ", seconds: 30)).bad == 0)
-        try guest.type("q")
-        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
-        let seen = ticks(in: guest.output.text)
-        #expect(seen == Array(0..<seen.count), "ticks out of order")
-    }
-
     @Test(
         "a guest goes to a newer program and back, and again, with its history",
         arguments: [["--channel", "memfd"], ["--channel", "page-flip"], ["--channel", "socket"]])
@@ -75,7 +64,7 @@ struct VersionTests {
             let back = try facts(run)
             #expect(back.version == own.version && back.moves == 2 * round && back.startedBy == own.startedBy)
         }
-        try verify(guest)
+        try guest.endWhole()
     }
 
     @Test("a guest goes to an older program, which gets the form of the state that it knows, and back")
@@ -94,7 +83,7 @@ struct VersionTests {
         _ = try run.upgrade("guest", ["--binary", Checkout.tool])
         let back = try facts(run)
         #expect(back.version != "0.0.9" && back.startedBy == nil)
-        try verify(guest)
+        try guest.endWhole()
     }
 
     @Test("programs whose forms of the state have nothing in common: refused before the guest notices, in words")
@@ -110,6 +99,6 @@ struct VersionTests {
         #expect(result.errors.contains("unharmed") && result.errors.split(separator: "\n").count == 1)
         #expect(try facts(run).version == own.version)
         _ = try run.upgrade()
-        try verify(guest)
+        try guest.endWhole()
     }
 }

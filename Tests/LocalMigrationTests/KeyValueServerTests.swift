@@ -46,14 +46,17 @@ final class KeyValueClient: Sendable {
         return try ChildProcess(path: tool, arguments: [path], newProcessGroup: true)
     }
 
+    /// It and its successors.
+    func stop(_ server: ChildProcess) {
+        kill(-server.processIdentifier, SIGKILL)
+        _ = server.wait()
+        unlink(path)
+    }
+
     @Test("twenty upgrades under load lose no write and no connection")
     func upgrades() throws {
         let server = try startServer()
-        defer {
-            kill(-server.processIdentifier, SIGKILL)
-            _ = server.wait()
-            unlink(path)
-        }
+        defer { stop(server) }
         let isOver = Atomic<Bool>(false)
         let failures = Mutex<[String]>([])
         let written = Mutex<[Int: Int]>([:])
@@ -101,11 +104,7 @@ final class KeyValueClient: Sendable {
     @Test("half a request that stood in the old process is completed in the new one")
     func halfRequest() throws {
         let server = try startServer()
-        defer {
-            kill(-server.processIdentifier, SIGKILL)
-            _ = server.wait()
-            unlink(path)
-        }
+        defer { stop(server) }
         let client = try KeyValueClient(path: path)
         let other = try KeyValueClient(path: path)
         #expect(client.ask("SET a 1") == "OK")
@@ -126,11 +125,7 @@ final class KeyValueClient: Sendable {
     @Test("a successor that cannot start leaves everything where it was")
     func failedUpgrade() throws {
         let server = try startServer()
-        defer {
-            kill(-server.processIdentifier, SIGKILL)
-            _ = server.wait()
-            unlink(path)
-        }
+        defer { stop(server) }
         let client = try KeyValueClient(path: path)
         #expect(client.ask("SET a 1") == "OK")
         // No descriptor left in the server: a socket pair cannot be made.
