@@ -8,23 +8,12 @@ import Synchronization
 /// The guest it is given must be complete but for its state: memory mapped, components made, nothing running. Make one
 /// per attempt. ``run()`` blocks on a thread of its own; everything else may be called from any thread.
 package final class MigrationDestination: Sendable {
-    struct Orders: Sendable {
-        var isCancelled = false
-        /// The guest runs here, or is about to: there is nothing to give up any more.
-        var isCommitted = false
-        /// A channel to go on over after a postcopy's own was lost.
-        var recovery: (any MigrationTransport)?
-        /// The process ends, whatever is still missing.
-        var isAbandoned = false
-        var transport: any MigrationTransport
-    }
-
     let guest: any MigratableGuest
     let configuration: MigrationConfiguration
     let hooks: (any DestinationRAMHooks)?
     let ownership: (any GuestOwnership)?
     let faults: UserFaultOpener
-    let orders: Gate<Orders>
+    let orders: Gate<MigrationOrders>
     private let current = Mutex(MigrationProgress())
     private let observer: (@Sendable (MigrationProgress) -> Void)?
     private let pageObserver: (@Sendable (RAMProgress) -> Void)?
@@ -49,7 +38,7 @@ package final class MigrationDestination: Sendable {
         self.ownership = ownership
         self.observer = observer
         self.pageObserver = pageObserver
-        orders = Gate(Orders(transport: transport))
+        orders = Gate(MigrationOrders(transport: transport))
     }
 
     /// Runs the migration to its end. ``MigrationOutcome/guestMoved``: the guest is here, and runs if it ran at the
@@ -59,19 +48,13 @@ package final class MigrationDestination: Sendable {
     package var progress: MigrationProgress { current.withLock { $0 } }
 
     /// Gives up, if the guest does not run here yet.
-    package func cancel() {
-        orders.update { orders in
-            guard !orders.isCommitted else { return }
-            orders.isCancelled = true
-            orders.transport.interrupt()
-        }
-    }
+    package func cancel() { orders.cancel() }
 
     /// Breaks the channel of a postcopy off, so that it can be recovered over another.
     package func breakChannel() { orders.read { $0.transport }.close() }
 
     /// Goes on over another channel, when the postcopy's own is lost.
-    package func recover(over transport: any MigrationTransport) { orders.update { $0.recovery = transport } }
+    package func recover(over transport: any MigrationTransport) { orders.recover(over: transport) }
 
     /// A postcopy waits for a channel, and for nothing else: no page is missing, only the source's last word.
     package var lacksNothing: Bool {

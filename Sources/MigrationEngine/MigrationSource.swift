@@ -7,26 +7,11 @@ import Synchronization
 ///
 /// Make one per attempt. ``run()`` blocks on a thread of its own; everything else may be called from any thread.
 package final class MigrationSource: Sendable {
-    package struct Orders: Sendable {
-        var isCancelled = false
-        /// Everything was sent to a peer that alone decides now: there is nothing to give up any more.
-        var isCommitted = false
-        var continues = false
-        var wantsPostcopy = false
-        /// A channel to go on over after the postcopy's own was lost.
-        var recovery: (any MigrationTransport)?
-        /// Nobody will recover a postcopy whose channel is lost.
-        var isAbandoned = false
-        /// Limits that were changed since the driver last looked.
-        var parameters: MigrationParameters?
-        var transport: any MigrationTransport
-    }
-
     let guest: any MigratableGuest
     let configuration: MigrationConfiguration
     let hooks: (any SourceRAMHooks)?
     let ownership: (any GuestOwnership)?
-    let orders: Gate<Orders>
+    let orders: Gate<MigrationOrders>
     private let current = Mutex(MigrationProgress())
     private let observer: (@Sendable (MigrationProgress) -> Void)?
     private let pageObserver: (@Sendable (RAMProgress) -> Void)?
@@ -48,7 +33,7 @@ package final class MigrationSource: Sendable {
         self.ownership = ownership
         self.observer = observer
         self.pageObserver = pageObserver
-        orders = Gate(Orders(transport: transport))
+        orders = Gate(MigrationOrders(transport: transport))
     }
 
     /// Runs the migration to its end and answers where the guest is; why, and how long it took, is in ``progress``.
@@ -79,13 +64,7 @@ package final class MigrationSource: Sendable {
     package var progress: MigrationProgress { current.withLock { $0 } }
 
     /// Gives up, if the guest is still here. Takes effect at once, also in the middle of a system call.
-    package func cancel() {
-        orders.update { orders in
-            guard !orders.isCommitted else { return }
-            orders.isCancelled = true
-            orders.transport.interrupt()
-        }
-    }
+    package func cancel() { orders.cancel() }
 
     /// Changes the limits of a migration that runs: bandwidth, downtime, rounds and throttle. What decides how it was set up
     /// (the number of channels, the size of a cache) stays as it was.
@@ -98,7 +77,7 @@ package final class MigrationSource: Sendable {
     package func breakChannel() { orders.read { $0.transport }.close() }
 
     /// Goes on over another channel, when the postcopy's own is lost.
-    package func recover(over transport: any MigrationTransport) { orders.update { $0.recovery = transport } }
+    package func recover(over transport: any MigrationTransport) { orders.recover(over: transport) }
 
     /// There is no channel to go on over yet; the postcopy stays paused.
     package func recoveryFailed(_ reason: String) {

@@ -228,14 +228,7 @@ extension DestinationDriver {
             progress.error = reason
             progress.ram.remainingByteCount = UInt64(missing) * UInt64(guestPageSize)
         }
-        owner.orders.wait { $0.recovery != nil || $0.isAbandoned }
-        let fresh = owner.orders.update { orders -> (any MigrationTransport)? in
-            guard !orders.isAbandoned, let transport = orders.recovery else { return nil }
-            orders.recovery = nil
-            orders.transport = transport
-            return transport
-        }
-        guard let fresh else { return try giveUp(memory, loader, cause: reason) }
+        guard let fresh = owner.orders.awaitRecovery() else { return try giveUp(memory, loader, cause: reason) }
         let action = machine.handle(.recoveryBegun)
         owner.report { $0.status = .postcopyRecover }
         fresh.setStallLimit(milliseconds: configuration.parameters.stallLimitMilliseconds)

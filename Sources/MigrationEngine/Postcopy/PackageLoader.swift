@@ -146,11 +146,7 @@ final class PackageLoader: @unchecked Sendable {
         if let ownership = owner.ownership, !ownership.claim() {
             throw MigrationError(.cancelled, in: .switchover, "the source took the guest back")
         }
-        let isCancelled = owner.orders.update { orders in
-            if !orders.isCancelled { orders.isCommitted = true }
-            return orders.isCancelled
-        }
-        if isCancelled { throw MigrationError(.cancelled, in: .switchover, "cancelled") }
+        guard owner.orders.commit() else { throw MigrationError(.cancelled, in: .switchover, "cancelled") }
         if let value { try writer.send(.pong(value), in: .switchover) }
         state.update { $0 = .taken }
     }

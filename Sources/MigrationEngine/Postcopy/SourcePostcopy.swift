@@ -29,11 +29,7 @@ extension SourceDriver {
             try returnPath?.poll()
         } catch { return fail(error) }
         let saved = now()
-        let isCancelled = owner.orders.update { orders in
-            if !orders.isCancelled { orders.isCommitted = true }
-            return orders.isCancelled
-        }
-        if isCancelled { return fail(MigrationError(.cancelled, in: phase, "cancelled")) }
+        guard owner.orders.commit() else { return fail(MigrationError(.cancelled, in: phase, "cancelled")) }
         // From the first byte of the package on the destination may come to run the guest.
         let action = machine.handle(.packageSent)
         postcopy = PostcopyPieces(blocks: sender.blocks)
@@ -210,14 +206,9 @@ extension SourceDriver {
             progress.hasLeft = true
             progress.error = reason
         }
-        owner.orders.wait { $0.recovery != nil || $0.isAbandoned }
-        let fresh = owner.orders.update { orders -> (any MigrationTransport)? in
-            guard !orders.isAbandoned, let transport = orders.recovery else { return nil }
-            orders.recovery = nil
-            orders.transport = transport
-            return transport
+        guard let fresh = owner.orders.awaitRecovery() else {
+            return machine.handle(postcopy.isConfirmed ? .nothingMissing : .cancelRequested)
         }
-        guard let fresh else { return machine.handle(postcopy.isConfirmed ? .nothingMissing : .cancelRequested) }
         failure = nil
         fresh.setStallLimit(milliseconds: configuration.parameters.stallLimitMilliseconds)
         output = StreamOutput(transport: fresh, continuing: output)
