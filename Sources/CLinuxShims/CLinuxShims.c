@@ -221,8 +221,7 @@ int shim_tap_offloads(int socket, const char *name) {
     return TUN_F_CSUM | (segments.data ? TUN_F_TSO4 | TUN_F_TSO6 : 0);
 }
 
-ssize_t shim_send_datagram_as(int socket, const void *bytes, size_t byteCount, const void *address, size_t addressLength,
-                              int process) {
+ssize_t shim_send_as(int socket, const void *bytes, size_t byteCount, int process) {
     struct iovec piece = {.iov_base = (void *)bytes, .iov_len = byteCount};
     struct ucred credentials = {.pid = process, .uid = geteuid(), .gid = getegid()};
     union {
@@ -230,8 +229,8 @@ ssize_t shim_send_datagram_as(int socket, const void *bytes, size_t byteCount, c
         char room[CMSG_SPACE(sizeof credentials)];
     } control;
     memset(&control, 0, sizeof control);
-    struct msghdr message = {.msg_name = (void *)address, .msg_namelen = (socklen_t)addressLength, .msg_iov = &piece,
-                             .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_CREDENTIALS;

@@ -205,24 +205,7 @@ package enum StreamSocket {
     ) throws(SystemCallError) -> OwnedDescriptor {
         switch address {
         case .unix(let path):
-            var storage = sockaddr_un()
-            storage.sun_family = sa_family_t(AF_UNIX)
-            var name = Array(path.utf8)
-            let isAbstract = name.first == UInt8(ascii: "@")
-            if isAbstract { name[0] = 0 }
-            let room = MemoryLayout.size(ofValue: storage.sun_path)
-            guard !name.isEmpty, name.count < room else {
-                throw SystemCallError("bind", .fileNameTooLong, subject: path)
-            }
-            unsafe withUnsafeMutableBytes(of: &storage.sun_path) { unsafe $0.copyBytes(from: name) }
-            let length = socklen_t(MemoryLayout<sa_family_t>.size + name.count + (isAbstract ? 0 : 1))
-            let socket = OwnedDescriptor(
-                adopting: try retrying("socket") {
-                    Glibc.socket(AF_UNIX, CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-                })
-            return try unsafe withAddress(of: &storage) { (pointer) throws(SystemCallError) in
-                try unsafe body(socket, pointer, length)
-            }
+            return try unsafe withUnix(SOCK_STREAM, path: path, body)
         case .tcp(let host, let port):
             var hints = unsafe addrinfo()
             unsafe hints.ai_socktype = CInt(SOCK_STREAM.rawValue)
@@ -250,11 +233,27 @@ package enum StreamSocket {
         }
     }
 
-    private static func withAddress<Address, Result>(
-        of address: inout Address, _ body: (UnsafePointer<sockaddr>) throws(SystemCallError) -> Result
+    /// A fresh unix socket, and the address of a path, or, with a leading `@`, of a name in Linux's abstract space.
+    static func withUnix<Result>(
+        _ type: __socket_type, path: String,
+        _ body: (OwnedDescriptor, UnsafePointer<sockaddr>, socklen_t) throws(SystemCallError) -> Result
     ) throws(SystemCallError) -> Result {
-        try unsafe withUnsafePointer(to: &address) { (pointer) throws(SystemCallError) in
-            try unsafe body(UnsafeRawPointer(pointer).assumingMemoryBound(to: sockaddr.self))
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        var name = Array(path.utf8)
+        let isAbstract = name.first == UInt8(ascii: "@")
+        if isAbstract { name[0] = 0 }
+        guard !name.isEmpty, name.count < MemoryLayout.size(ofValue: address.sun_path) else {
+            throw SystemCallError("bind", .fileNameTooLong, subject: path)
+        }
+        unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: name) }
+        let length = socklen_t(MemoryLayout<sa_family_t>.size + name.count + (isAbstract ? 0 : 1))
+        let socket = OwnedDescriptor(
+            adopting: try retrying("socket") {
+                Glibc.socket(AF_UNIX, CInt(type.rawValue | SOCK_CLOEXEC.rawValue), 0)
+            })
+        return try unsafe withUnsafePointer(to: &address) { (pointer) throws(SystemCallError) in
+            try unsafe body(socket, UnsafeRawPointer(pointer).assumingMemoryBound(to: sockaddr.self), length)
         }
     }
 }

@@ -116,9 +116,8 @@ int shim_peer_credentials(int socket, int *process, unsigned int *user, unsigned
 /// The TUN_F_* flags that match what the interface `name` offers its own host: checksums and segments left to the guest. Asked
 /// through any socket of the interface's network namespace. -1 with errno on failure.
 int shim_tap_offloads(int socket, const char *name);
-/// sendto(2) on a datagram socket, saying that `process` sends it (SCM_CREDENTIALS of unix(7); of another's, root's right).
-ssize_t shim_send_datagram_as(int socket, const void *bytes, size_t byteCount, const void *address, size_t addressLength,
-                              int process);
+/// sendmsg(2), saying that `process` sends it (SCM_CREDENTIALS of unix(7); of another's, root's right).
+ssize_t shim_send_as(int socket, const void *bytes, size_t byteCount, int process);
 
 static inline int shim_wait_exited(int status) { return WIFEXITED(status); }
 static inline int shim_wait_exit_status(int status) { return WEXITSTATUS(status); }
