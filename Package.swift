@@ -137,7 +137,10 @@ let package = Package(
         tests("MigrationStreamTests", ["MigrationStream"], resources: [.copy("Corpus")]),
         tests(
             "MigrationEngineTests",
-            ["MigrationEngine", "MigrationChannels", "MigrationTestKit", "LinuxCalls", "stream-throughput"]),
+            [
+                "MigrationEngine", "MigrationChannels", "MigrationTestKit", "LinuxCalls", "ProcessTestKit",
+                "stream-throughput",
+            ]),
         tests("QMPProtocolTests", ["QMPProtocol"]),
         tests(
             "SupervisorTests",

@@ -1,6 +1,7 @@
 import Glibc
 import GuestMemory
 import MigrationEngine
+import ProcessTestKit
 import Testing
 
 @Suite("Holes of memory that need not be read") struct DataMapTests {

@@ -4,6 +4,7 @@ import LinuxCalls
 import MigrationChannels
 import MigrationEngine
 import MigrationTestKit
+import ProcessTestKit
 import Testing
 
 @Suite("XBZRLE") struct DifferenceTests {
@@ -87,16 +88,17 @@ import Testing
         var configuration = Self.configuration()
         configuration.layout = .qemu7_2
         let source = MigrationSource(
-            guest: machine, transport: try ChannelAddress.unix(path: there).connect(), configuration: configuration,
+            guest: machine, transport: try DescriptorTransport.connected(to: .unix(path: there)),
+            configuration: configuration,
             observer: change)
         #expect(source.run() == .guestMoved, "\(String(describing: source.progress.error))")
         #expect(try qemu.waitForMigration() == "completed")
         #expect(source.progress.ram.xbzrle!.pageCount > 1000)
         let twin = try EmptyMachine(byteCount: StockQEMUTests.byteCount)
-        let listener = try ChannelAddress.unix(path: back).listen()
+        let listener = try StreamSocket.listen(at: .unix(path: back))
         try qemu.command("migrate", ["uri": "unix:" + back])
         let destination = MigrationDestination(
-            guest: twin, transport: try listener.accept(),
+            guest: twin, transport: try DescriptorTransport.accepted(from: listener),
             configuration: StockQEMUTests.configuration(returnPath: false))
         #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
         #expect(memcmp(machine.ramBlocks[0].base, twin.ramBlocks[0].base, StockQEMUTests.byteCount) == 0)

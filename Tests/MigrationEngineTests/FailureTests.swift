@@ -79,33 +79,43 @@ struct Scripted: Error, Sendable {}
         }
     }
 
+    /// Moves a guest to a machine that may be of another make; answers why it stayed.
+    private static func move(_ source: ScriptedGuest, to destination: ScriptedGuest) throws -> MigrationError? {
+        defer {
+            source.end()
+            destination.end()
+        }
+        try source.resume()
+        let (left, right) = try Rig.pair()
+        let ends = Rig.Ends(
+            source: MigrationSource(guest: source, transport: left, configuration: Rig.configuration),
+            destination: MigrationDestination(
+                guest: destination, transport: right, configuration: Rig.configuration))
+        let outcome = try Rig.run(ends)
+        let error = ends.destination.progress.error
+        #expect(outcome.source == outcome.destination)
+        #expect((outcome.source == .guestStayed) == (error != nil))
+        #expect(source.isRunning == (error != nil) && destination.isRunning == (error == nil))
+        return error
+    }
+
+    private static func ram(_ name: String = "ram0", pages: Int = 100) throws -> [RAMBlock] {
+        [try RAMBlock(name: name, byteCount: pages * guestPageSize, backend: .memfd)]
+    }
+
     @Test("sections the destination does not know, or misses, or gets twice")
     func sections() throws {
         for (sourceHas, destinationHas, code) in [
             (["extra"], [], MigrationError.Code.unknownSection), ([], ["extra"], .missingSection),
         ] as [([String], [String], MigrationError.Code)] {
             let script = Rig.script()
-            let blocks = { try [RAMBlock(name: "ram0", byteCount: 100 * guestPageSize, backend: .memfd)] }
-            let source = ScriptedGuest(
-                script: script, blocks: try blocks(), components: sourceHas.map { ScriptedComponent($0) })
-            let destination = ScriptedGuest(
-                script: script, blocks: try blocks(), fills: false,
-                components: destinationHas.map { ScriptedComponent($0) })
-            defer {
-                source.end()
-                destination.end()
-            }
-            try source.resume()
-            let (left, right) = try Rig.pair()
-            let ends = Rig.Ends(
-                source: MigrationSource(guest: source, transport: left, configuration: Rig.configuration),
-                destination: MigrationDestination(
-                    guest: destination, transport: right, configuration: Rig.configuration))
-            let outcome = try Rig.run(ends)
-            #expect(outcome.source == .guestStayed && outcome.destination == .guestStayed)
-            #expect(ends.destination.progress.error?.code == code)
-            #expect(ends.destination.progress.error?.message.contains("extra") == true)
-            #expect(source.isRunning && !destination.isRunning)
+            let error = try Self.move(
+                ScriptedGuest(
+                    script: script, blocks: try Self.ram(), components: sourceHas.map { ScriptedComponent($0) }),
+                to: ScriptedGuest(
+                    script: script, blocks: try Self.ram(), fills: false,
+                    components: destinationHas.map { ScriptedComponent($0) }))
+            #expect(error?.code == code && error?.message.contains("extra") == true)
         }
     }
 
@@ -115,28 +125,13 @@ struct Scripted: Error, Sendable {}
             name: String = "scripted", block: String = "ram0", pages: Int = 100, version: UInt32 = 1
         ) throws -> MigrationError.Code? {
             let script = Rig.script()
-            let source = ScriptedGuest(
-                script: script, machineName: "scripted",
-                blocks: [try RAMBlock(name: "ram0", byteCount: 100 * guestPageSize, backend: .memfd)],
-                components: [ScriptedComponent("late", versions: [.native: version])])
-            let destination = ScriptedGuest(
-                script: script, machineName: name,
-                blocks: [try RAMBlock(name: block, byteCount: pages * guestPageSize, backend: .memfd)], fills: false,
-                components: [ScriptedComponent("late")])
-            defer {
-                source.end()
-                destination.end()
-            }
-            try source.resume()
-            let (left, right) = try Rig.pair()
-            let ends = Rig.Ends(
-                source: MigrationSource(guest: source, transport: left, configuration: Rig.configuration),
-                destination: MigrationDestination(
-                    guest: destination, transport: right, configuration: Rig.configuration))
-            let outcome = try Rig.run(ends)
-            #expect(outcome.source == outcome.destination)
-            #expect(source.isRunning == (outcome.source == .guestStayed))
-            return ends.destination.progress.error?.code
+            return try Self.move(
+                ScriptedGuest(
+                    script: script, machineName: "scripted", blocks: try Self.ram(),
+                    components: [ScriptedComponent("late", versions: [.native: version])]),
+                to: ScriptedGuest(
+                    script: script, machineName: name, blocks: try Self.ram(block, pages: pages), fills: false,
+                    components: [ScriptedComponent("late")]))?.code
         }
         #expect(try outcome() == nil)
         #expect(try outcome(name: "script") == .machineMismatch)

@@ -5,6 +5,7 @@ import MigrationChannels
 import MigrationEngine
 import MigrationStream
 import MigrationTestKit
+import ProcessTestKit
 import Synchronization
 import Testing
 
@@ -15,11 +16,6 @@ import Testing
         configuration.capabilities = channels > 0 ? [.mappedRAM, .multifd] : [.mappedRAM]
         if channels > 0 { configuration.parameters.multifdChannels = UInt64(channels) }
         return configuration
-    }
-
-    static func transport(_ path: String, offset: Int = 0, writing: Bool) throws -> DescriptorTransport {
-        let address = ChannelAddress.file(path: path, offset: offset)
-        return writing ? try address.connect() : try address.listen().accept()
     }
 
     static func source(
@@ -43,7 +39,8 @@ import Testing
     /// A file of a guest that stood still.
     static func saved(_ rig: Rig, to path: String, channels: Int = 0) throws {
         #expect(
-            try source(rig, transport(path, writing: true), configuration(channels: channels)).run() == .guestMoved)
+            try source(rig, DescriptorTransport.file(path, writing: true), configuration(channels: channels)).run()
+                == .guestMoved)
     }
 
     @Test(
@@ -61,7 +58,7 @@ import Testing
         let head = try OwnedDescriptor.open(path, flags: O_WRONLY | O_CREAT)
         try head.writeAll([UInt8](repeating: 0x5a, count: 3 * offset))
         let source = try Self.source(
-            rig, Self.transport(path, offset: offset, writing: true), configuration,
+            rig, DescriptorTransport.file(path, offset: offset, writing: true), configuration,
             observer: rig.writesInEachRound)
         #expect(source.run() == .guestMoved, "\(String(describing: source.progress.error))")
         #expect(!rig.source.isRunning)
@@ -74,7 +71,7 @@ import Testing
         _ = try kept.withUnsafeMutableBytes { try file.read(at: 0, into: $0) }
         #expect(kept.allSatisfy { $0 == 0x5a })
 
-        let reading = try Self.transport(path, offset: offset, writing: false)
+        let reading = try DescriptorTransport.file(path, offset: offset, writing: false)
         #expect(MappedRAMDestination.isAnnounced(in: reading))
         let destination = Self.destination(rig.destination, reading, configuration)
         #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
@@ -93,7 +90,7 @@ import Testing
             for block in rig.destination.ramBlocks { memset(block.base, 0xa5, block.byteCount) }
             #expect(
                 Self.destination(
-                    rig.destination, try Self.transport(path, writing: false), Self.configuration()
+                    rig.destination, try DescriptorTransport.file(path, writing: false), Self.configuration()
                 ).run() == .guestMoved)
             #expect(rig.destination.flaws() == [])
         }
@@ -122,7 +119,7 @@ import Testing
         var plain = Rig.configuration
         plain.capabilities = []
         let destination = MigrationDestination(
-            guest: rig.destination, transport: try Self.transport(path, writing: false), configuration: plain)
+            guest: rig.destination, transport: try DescriptorTransport.file(path, writing: false), configuration: plain)
         #expect(destination.run() == .guestStayed)
         #expect(destination.progress.error?.code == .capabilityMismatch)
         #expect(destination.progress.error?.message.contains("mapped-ram") == true)
@@ -221,7 +218,8 @@ import Testing
                 let (place, header) = try Self.firstHeader(path)
                 try wrong.edit(place, header)
                 let destination = Self.destination(
-                    rig.destination, try Self.transport(path, writing: false), Self.configuration(channels: channels))
+                    rig.destination, try DescriptorTransport.file(path, writing: false),
+                    Self.configuration(channels: channels))
                 #expect(destination.run() == .guestStayed, "case \(index)")
                 let text = destination.progress.error?.description ?? "no error"
                 #expect(text.contains(wrong.words), "case \(index): \(text)")
@@ -241,43 +239,42 @@ import Testing
         var configuration = Self.configuration(channels: channels)
         configuration.parameters.roundLimit = 2
         for isCut in [false, true] {
-            var call = 1
-            while call < 400 {
+            try Rig.walk(callCountMin: 10) { call in
                 try rig.source.resume()
                 let faulty = FaultyTransport(
-                    try Self.transport(path, writing: true), isCut ? .cut(atCall: call) : .closed(atCall: call))
+                    try DescriptorTransport.file(path, writing: true),
+                    isCut ? .cut(atCall: call) : .closed(atCall: call))
                 let source = try Self.source(rig, faulty, configuration)
                 let outcome = source.run()
                 guard faulty.hasBroken else {
                     #expect(outcome == .guestMoved)
-                    break
+                    return false
                 }
                 #expect(outcome == .guestStayed && rig.source.isRunning, "call \(call)")
                 #expect(source.progress.error != nil)
-                call += 1
                 try rig.source.pause()
                 #expect(rig.source.flaws() == [])
+                return true
             }
-            #expect(call > 10 && call < 400)
         }
         // What the last attempt saved is whole, whatever the others left in the file.
         #expect(
-            Self.destination(rig.destination, try Self.transport(path, writing: false), configuration).run()
+            Self.destination(rig.destination, try DescriptorTransport.file(path, writing: false), configuration).run()
                 == .guestMoved)
         try rig.destination.pause()
         #expect(rig.destination.flaws() == [])
         for isCut in [false, true] {
-            var call = 1
-            while call < 400 {
+            try Rig.walk(callCountMin: 5) { call in
                 let fresh = try Rig(script: rig.script, pages: [300, 20])
                 defer { fresh.end() }
                 let faulty = FaultyTransport(
-                    try Self.transport(path, writing: false), isCut ? .cut(atCall: call) : .closed(atCall: call))
+                    try DescriptorTransport.file(path, writing: false),
+                    isCut ? .cut(atCall: call) : .closed(atCall: call))
                 let destination = Self.destination(fresh.destination, faulty, configuration)
                 let outcome = destination.run()
                 guard faulty.hasBroken else {
                     #expect(outcome == .guestMoved)
-                    break
+                    return false
                 }
                 // A guest that was complete when the channel broke has arrived.
                 #expect((outcome == .guestMoved) == fresh.destination.isRunning, "call \(call)")
@@ -285,9 +282,8 @@ import Testing
                     try fresh.destination.pause()
                     #expect(fresh.destination.flaws() == [])
                 }
-                call += 1
+                return true
             }
-            #expect(call > 5 && call < 400)
         }
     }
 
@@ -303,7 +299,7 @@ import Testing
         weak var left: DescriptorTransport?
         weak var hooks: MappedRAMSource?
         try {
-            let transport = try Self.transport(directory.path + "/file", writing: true)
+            let transport = try DescriptorTransport.file(directory.path + "/file", writing: true)
             let mapped = try MappedRAMSource(
                 transport: transport, guest: rig.source, configuration: configuration)
             left = transport

@@ -5,6 +5,7 @@ import MigrationChannels
 import MigrationEngine
 import MigrationStream
 import MigrationTestKit
+import ProcessTestKit
 import Synchronization
 import Testing
 
@@ -135,8 +136,6 @@ struct MultiFDRig {
 
     // MARK: What may go wrong
 
-    enum Side: CaseIterable, Sendable { case source, destination }
-
     /// One migration with a fault on one of the connections; answers whether it happened.
     static func attempt(
         _ side: Side, connection: Int, _ layout: MultiFDRig.StateLayoutName, _ fault: FaultyTransport.Fault,
@@ -160,30 +159,9 @@ struct MultiFDRig {
             rig, configuration, wrapSource: wrap(.source), wrapDestination: wrap(.destination))
         let outcome = try Rig.run(multifd.ends)
         let hasBroken = faulty.withLock { $0!.hasBroken }
-        let place =
-            "\(side) \(connection) \(layout) \(fault): \(outcome), \(String(describing: multifd.source.progress.error))"
-        switch outcome.source {
-        case .guestMoved: #expect(!rig.source.isRunning && rig.destination.isRunning, "\(place)")
-        case .guestStayed: #expect(rig.source.isRunning && !rig.destination.isRunning, "\(place)")
-        case .undecided: #expect(!rig.source.isRunning && hasBroken, "\(place)")
-        }
-        #expect(outcome.destination == (rig.destination.isRunning ? .guestMoved : .guestStayed), "\(place)")
-        #expect(hasBroken || outcome.source == .guestMoved, "\(place)")
-        #expect(outcome.source == .guestMoved || multifd.source.progress.error != nil, "\(place)")
-        if outcome.source == .undecided && !rig.destination.isRunning { multifd.source.settle(.guestStayed) }
-        let holder = rig.destination.isRunning ? rig.destination : rig.source
-        #expect(holder.waitForWrites(20), "\(place)")
-        try holder.pause()
-        #expect(holder.flaws() == [], "\(place)")
-        if outcome.source == .guestStayed {
-            try rig.source.resume()
-            let fresh = try Rig(script: rig.script, pages: pages)
-            defer { fresh.end() }
-            let next = try MultiFDRig(rig, configuration, to: fresh.destination)
-            #expect(try Rig.run(next.ends).source == .guestMoved, "\(place)")
-            try fresh.destination.pause()
-            #expect(fresh.destination.flaws() == [], "\(place), second attempt")
-        }
+        try rig.judge(
+            multifd.ends, outcome, isDisturbed: hasBroken, place: "\(side) \(connection) \(layout) \(fault)"
+        ) { try MultiFDRig(rig, configuration, to: $0).ends }
         return hasBroken
     }
 
@@ -193,17 +171,10 @@ struct MultiFDRig {
     func faults(side: Side, connection: Int) throws {
         for layout in MultiFDRig.StateLayoutName.allCases {
             for isCut in [false, true] {
-                var call = 1
-                while try Self.attempt(
-                    side, connection: connection, layout, isCut ? .cut(atCall: call) : .closed(atCall: call))
-                {
-                    call += 1
-                    guard call < 600 else {
-                        Issue.record("no end of calls")
-                        return
-                    }
+                try Rig.walk(callCountMin: 3) {
+                    try Self.attempt(
+                        side, connection: connection, layout, isCut ? .cut(atCall: $0) : .closed(atCall: $0))
                 }
-                #expect(call > 3)
             }
         }
     }

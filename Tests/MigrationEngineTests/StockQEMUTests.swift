@@ -5,6 +5,7 @@ import LinuxCalls
 import MigrationChannels
 import MigrationEngine
 import MigrationStream
+import ProcessTestKit
 import Synchronization
 import Testing
 
@@ -141,20 +142,21 @@ final class EmptyQEMU {
         (machine.components[0] as! EmptyMachine.Clock).nanoseconds.withLock { $0 = 123_456_789 }
         let qemu = try EmptyQEMU(incoming: "unix:" + there)
         let source = MigrationSource(
-            guest: machine, transport: try ChannelAddress.unix(path: there).connect(),
+            guest: machine, transport: try DescriptorTransport.connected(to: .unix(path: there)),
             configuration: Self.configuration(returnPath: returnPath))
         #expect(source.run() == .guestMoved, "\(String(describing: source.progress.error))")
         #expect(try qemu.waitForMigration() == "completed")
 
         // A QEMU that took a guest in sends it on.
         let twin = try EmptyMachine(byteCount: Self.byteCount)
-        let listener = try ChannelAddress.unix(path: back).listen()
+        let listener = try StreamSocket.listen(at: .unix(path: back))
         try qemu.command(
             "migrate-set-capabilities",
             ["capabilities": [["capability": "return-path", "state": returnPath]]])
         try qemu.command("migrate", ["uri": "unix:" + back])
         let destination = MigrationDestination(
-            guest: twin, transport: try listener.accept(), configuration: Self.configuration(returnPath: returnPath))
+            guest: twin, transport: try DescriptorTransport.accepted(from: listener),
+            configuration: Self.configuration(returnPath: returnPath))
         #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
         #expect(try qemu.waitForMigration() == "completed")
         #expect(memcmp(machine.ramBlocks[0].base, twin.ramBlocks[0].base, Self.byteCount) == 0)
@@ -168,7 +170,7 @@ final class EmptyQEMU {
         Self.pattern(machine)
         let ours = directory.path + "/ours"
         let source = MigrationSource(
-            guest: machine, transport: try ChannelAddress.file(path: ours, offset: 0).connect(),
+            guest: machine, transport: try DescriptorTransport.file(ours, writing: true),
             configuration: Self.configuration(returnPath: false))
         #expect(source.run() == .guestMoved)
         let qemu = try EmptyQEMU(incoming: "exec:cat \(ours)")
@@ -178,7 +180,7 @@ final class EmptyQEMU {
         #expect(try qemu.waitForMigration() == "completed")
         let twin = try EmptyMachine(byteCount: Self.byteCount)
         let destination = MigrationDestination(
-            guest: twin, transport: try ChannelAddress.file(path: theirs, offset: 0).listen().accept(),
+            guest: twin, transport: try DescriptorTransport.file(theirs, writing: false),
             configuration: Self.configuration(returnPath: false))
         #expect(destination.run() == .guestMoved, "\(String(describing: destination.progress.error))")
         #expect(memcmp(machine.ramBlocks[0].base, twin.ramBlocks[0].base, Self.byteCount) == 0)
@@ -193,7 +195,7 @@ final class EmptyQEMU {
         machine.resume()
         var configuration = Self.configuration(returnPath: true)
         configuration.capabilities.insert(.unixPageFlipping)
-        let transport = try ChannelAddress.unix(path: path).connect()
+        let transport = try DescriptorTransport.connected(to: .unix(path: path))
         let source = MigrationSource(
             guest: machine, transport: transport, configuration: configuration,
             hooks: PageFlipSource(transport: transport, guest: machine, configuration: configuration))
@@ -233,10 +235,11 @@ final class EmptyQEMU {
         let qemu = try EmptyQEMU(program, incoming: "defer")
         try Self.switchOn(qemu, ["multifd"], channels: channels)
         try qemu.command("migrate-incoming", ["uri": "unix:" + there])
-        let address = ChannelAddress.unix(path: there)
-        let main = try address.connect()
+        let address = SocketAddress.unix(path: there)
+        let main = try DescriptorTransport.connected(to: address)
         let hooks = MultiFDSource(
-            main: main, channels: try (0..<channels).map { _ in try address.connect() }, configuration: configuration)
+            main: main, channels: try (0..<channels).map { _ in try DescriptorTransport.connected(to: address) },
+            configuration: configuration)
         let source = MigrationSource(
             guest: machine, transport: hooks.transport, configuration: configuration, hooks: hooks)
         #expect(source.run() == .guestMoved, "\(String(describing: source.progress.error))")
@@ -305,7 +308,7 @@ final class EmptyQEMU {
         configuration.layout = .qemu10_0
         configuration.capabilities = here ? [.mappedRAM, .multifd] : [.mappedRAM]
         let ours = directory.path + "/ours"
-        let transport = try ChannelAddress.file(path: ours, offset: 4096).connect()
+        let transport = try DescriptorTransport.file(ours, offset: 4096, writing: true)
         let source = MigrationSource(
             guest: machine, transport: transport, configuration: configuration,
             hooks: try MappedRAMSource(transport: transport, guest: machine, configuration: configuration))
@@ -319,7 +322,7 @@ final class EmptyQEMU {
         #expect(try qemu.waitForMigration() == "completed")
         let twin = try EmptyMachine(byteCount: Self.byteCount)
         memset(twin.ramBlocks[0].base, 0xa5, Self.byteCount)
-        let reading = try ChannelAddress.file(path: theirs, offset: 8192).listen().accept()
+        let reading = try DescriptorTransport.file(theirs, offset: 8192, writing: false)
         #expect(MappedRAMDestination.isAnnounced(in: reading))
         let destination = MigrationDestination(
             guest: twin, transport: reading, configuration: configuration,

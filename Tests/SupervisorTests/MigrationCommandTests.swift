@@ -181,6 +181,28 @@ extension SupervisorTests {
             #expect(try destination.run("query-status")["status"] == "paused")
         }
 
+        @Test("a guest goes through commands and comes back; one that fails leaves it here, running")
+        func commands() throws {
+            let from = try SupervisorFixture(name: "source")
+            let source = try from.connect()
+            _ = try source.run("cont")
+            try Self.fill(from.guest)
+            _ = try source.run("migrate", ["uri": "exec:cat >/dev/null; exit 3"])
+            let answer = try Self.wait(source)
+            #expect(answer["status"] == "failed")
+            #expect(answer["error-desc"]?.stringValue?.contains("the command ended with") == true, "\(answer.json)")
+            #expect(try source.run("query-status")["status"] == "running")
+            let path = "\(from.path)/saved"
+            defer { unlink(path) }
+            _ = try source.run("migrate", ["uri": .string("exec:cat >\(path)")])
+            #expect(try Self.wait(source)["status"] == "completed")
+            let to = try Self.incoming()
+            let destination = try to.connect()
+            _ = try destination.run("migrate-incoming", ["uri": .string("exec:cat \(path)")])
+            #expect(try Self.wait(destination)["status"] == "completed")
+            #expect(try Self.agree(from.guest, to.guest))
+        }
+
         @Test("a cancelled migration leaves the guest running") func cancel() throws {
             let from = try SupervisorFixture(name: "source")
             let source = try from.connect()

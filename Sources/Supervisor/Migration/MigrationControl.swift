@@ -150,9 +150,6 @@ final class MigrationControl: @unchecked Sendable {
         started.wait()
         let outcome = source.run()
         var progress = source.progress
-        if outcome == .guestMoved, let command = opened.command, let end = command.wait(), end != .exited(status: 0) {
-            progress.notices.append("the command ended with \(end)")
-        }
         if outcome == .guestStayed, let error = progress.error {
             let hints = supervisor.guest.startHints(for: configuration.layout)
             if !hints.isEmpty, error.code != .cancelled {

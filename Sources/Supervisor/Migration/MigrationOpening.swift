@@ -5,9 +5,9 @@ import QMPProtocol
 
 /// Opens channels. Connecting and opening may block: on the migration's thread only.
 enum MigrationOpening {
-    /// A channel, and the command that must have ended before what was sent is safe.
     struct Opened: Sendable {
         var transport: DescriptorTransport
+        /// That the stream comes from.
         var command: ChildProcess?
         /// Connections beside the main one, for multifd.
         var channels: [DescriptorTransport] = []
@@ -26,13 +26,25 @@ enum MigrationOpening {
             let pipe = try OwnedDescriptor.pipe()
             let child = try ChildProcess(
                 path: words[0], arguments: Array(words.dropFirst()), descriptors: [0: pipe.readEnd])
+            // What was sent is safe when the command says so; until then the guest is here.
             return Opened(
-                transport: try DescriptorTransport(name: name, reading: nil, writing: pipe.writeEnd), command: child)
+                transport: try DescriptorTransport(
+                    name: name, reading: nil, writing: pipe.writeEnd,
+                    onFinish: { () throws(SystemCallError) in
+                        if let end = child.wait(), end != .exited(status: 0) {
+                            throw SystemCallError("exec", .ioError, subject: "the command ended with \(end)")
+                        }
+                    },
+                    onClose: {
+                        guard child.wait(timeoutMilliseconds: 0) == nil else { return }
+                        child.kill()
+                        _ = child.wait()
+                    }))
         case .file(let path, let offset):
             let file = try OwnedDescriptor.open(path, flags: O_WRONLY | O_CREAT)
             // What is before the stream stays, as in QEMU; what would be behind it goes.
             try? GatheredIO.truncate(file, to: Int(clamping: offset))
-            _ = try retrying("lseek", subject: path) { lseek(file.rawValue, off_t(clamping: offset), SEEK_SET) }
+            try GatheredIO.seek(file, to: Int(clamping: offset))
             return Opened(transport: try DescriptorTransport(name: name, reading: nil, writing: file))
         }
     }
@@ -51,7 +63,7 @@ enum MigrationOpening {
                 transport: try DescriptorTransport(name: name, reading: pipe.readEnd, writing: nil), command: child)
         case .file(let path, let offset):
             let file = try OwnedDescriptor.open(path, flags: O_RDONLY)
-            _ = try retrying("lseek", subject: path) { lseek(file.rawValue, off_t(clamping: offset), SEEK_SET) }
+            try GatheredIO.seek(file, to: Int(clamping: offset))
             return Opened(transport: try DescriptorTransport(name: name, reading: file, writing: nil))
         }
     }
