@@ -3,7 +3,8 @@ import MonitorClient
 import ProcessTestKit
 import QMPProtocol
 
-/// As ``StockMachine``, with one QMP connection for all its life.
+/// A stock QEMU with Debian's kernel or waiting for a guest: default processor, console on its standard input and output, a disk
+/// on a raw image, entropy. One QMP connection for all its life.
 final class PeerMachine {
     let kind: StockKind
     let program: RunningProgram
@@ -27,24 +28,34 @@ final class PeerMachine {
     ///   - words: For the kernel's command line.
     ///   - guest: Instead of Debian's kernel and all that goes with it.
     ///   - descriptors: For `fd:`.
+    ///   - sharesMemory: All of its memory lies in memory files (mode cpr-transfer).
+    ///   - sharedFile: Its RAM is this file, by its name (capability x-ignore-shared).
+    ///   - cpr: With `incoming`: a path where those files come first; the monitor is opened after they have come.
     init(
         _ kind: StockKind, in run: MonitorRun, disk: String?, name: String, incoming: String? = nil,
-        words: String = "notick", guest: [String]? = nil, descriptors: [CInt: OwnedDescriptor] = [:]
+        words: String = "notick", guest: [String]? = nil, descriptors: [CInt: OwnedDescriptor] = [:],
+        sharesMemory: Bool = false, sharedFile: String? = nil, cpr: String? = nil
     ) throws {
         self.kind = kind
         monitorPath = run.directory.file("\(name).qmp")
+        let backend = sharesMemory || sharedFile != nil ? ",memory-backend=\(Self.ram)" : ""
         var arguments = [
-            "-M", "virt", "-m",
+            "-M", "virt" + backend + (sharesMemory ? ",aux-ram-share=on" : ""), "-m",
             guest == nil ? "256M" : "64M", "-smp", "\(kind.harts)", "-accel", "tcg", "-nic", "none",
             "-display", "none", "-serial", "stdio", "-monitor", "none", "-global",
             "virtio-mmio.force-legacy=\(kind.isLegacy)", "-qmp", "unix:\(monitorPath),server=on,wait=off",
         ]
+        if sharesMemory { arguments += ["-object", "memory-backend-memfd,id=\(Self.ram),size=256M,share=on"] }
+        if let sharedFile {
+            arguments += ["-object", "memory-backend-file,id=\(Self.ram),size=256M,share=on,mem-path=\(sharedFile)"]
+        }
         // In the order of ours: disk, then entropy.
         if let disk {
             arguments += ["-drive", "if=none,id=d,format=raw,file=\(disk)", "-device"]
             arguments.append("virtio-blk-device,drive=d" + (kind.queueSize.map { ",queue-size=\($0)" } ?? ""))
         }
         if kind.hasEntropy { arguments += ["-device", "virtio-rng-device"] }
+        if let cpr { arguments += ["-incoming", Self.channel("cpr", cpr).json] }
         if let incoming {
             arguments += ["-incoming", incoming]
         } else {
@@ -57,7 +68,13 @@ final class PeerMachine {
         program = try RunningProgram(
             kind.program, arguments, name: "QEMU \(kind.release) (\(name))",
             descriptors: descriptors, limitSeconds: 900)
-        _ = try monitor()
+        if cpr == nil { _ = try monitor() }
+    }
+
+    private static let ram = "riscv_virt_board.ram"
+
+    private static func channel(_ type: String, _ path: String) -> JSONValue {
+        ["channel-type": .string(type), "addr": ["transport": "socket", "type": "unix", "path": .string(path)]]
     }
 
     private func monitor() throws -> QMPConnection {
@@ -143,9 +160,39 @@ final class PeerMachine {
         return try waitForMigration()
     }
 
+    /// Sends the guest away with its memory by descriptor.
+    func migrate(main: String, cpr: String, returnPath: Bool = true) throws -> Answer {
+        try setCapabilities(["return-path": returnPath])
+        try command("migrate-set-parameters", ["mode": "cpr-transfer"])
+        try command("migrate", ["channels": [Self.channel("main", main), Self.channel("cpr", cpr)]])
+        return try waitForMigration()
+    }
+
+    /// The same with RAM that both ends have by name.
+    func migrateState(to uri: String) throws -> Answer {
+        try setCapabilities(["x-ignore-shared": true, "return-path": true])
+        try command("migrate", ["uri": .string(uri)])
+        return try waitForMigration()
+    }
+
     func setCapabilities(_ states: [String: Bool]) throws {
         let list: [JSONValue] = states.map { ["capability": .string($0.key), "state": .bool($0.value)] }
         try command("migrate-set-capabilities", ["capabilities": .array(list)])
+    }
+
+    /// Waits until its migration, out or in, is in a state.
+    func waitForMigration(_ wanted: String) throws {
+        let deadline = ContinuousClock.now + .seconds(120)
+        while true {
+            let answer = try command("query-migrate")
+            let status = answer["status"]?.stringValue ?? "none"
+            if status == wanted { return }
+            guard status != "failed", ContinuousClock.now < deadline else {
+                throw ExpectationError.failed(
+                    command: "up to \(wanted)", end: answer.json, output: program.errors.tail)
+            }
+            try HostTools.need("sleep", ["0.02"])
+        }
     }
 
     /// Where it waits for a guest over TCP.
@@ -157,24 +204,5 @@ final class PeerMachine {
     func quit() throws {
         _ = try? command("quit")
         try program.waitForEnd(seconds: 30)
-    }
-}
-
-/// Waits until somebody listens there: a socket's name is there an instant before, and whoever connects then is refused.
-///
-/// Source of the columns: proc_pid_net(5); flag 0x10000 is `SO_ACCEPTCON`.
-func waitForSocket(_ path: String) throws {
-    let deadline = ContinuousClock.now + .seconds(60)
-    while true {
-        let table = String(decoding: try FileNames.contents(of: "/proc/net/unix"), as: UTF8.self)
-        let isHere = table.split(separator: "\n").contains { line in
-            let words = line.split(separator: " ", omittingEmptySubsequences: true)
-            return words.count == 8 && words[3] == "00010000" && words[7] == path
-        }
-        if isHere { return }
-        guard ContinuousClock.now < deadline else {
-            throw ExpectationError.failed(command: "listen at \(path)", end: "nobody does", output: "")
-        }
-        try HostTools.need("sleep", ["0.02"])
     }
 }

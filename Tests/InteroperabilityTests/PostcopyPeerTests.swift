@@ -12,8 +12,8 @@ private enum BusyGuest {
         // Not `jobs | grep`: in a pipe the shell's jobs are not its own.
         "echo 3 >/proc/sys/vm/drop_caches; jobs >/tmp/jobs; a=$(md5sum </mnt/from-guest); b=$(cat /mnt/from-guest.md5); "
             + "[ \"$a\" = \"$b\" ] && [ $x = kept ] && ! grep -qi -e bad -e wrong -e mismatch /tmp/m "
-            + "&& [ $(grep -c Running /tmp/jobs) = 1 ] && echo same $((\(round) + 0)) end "
-            + "|| echo differs $a $b $(cat /tmp/jobs /tmp/m)\n"
+            + "&& [ $(grep -c Running /tmp/jobs) = 1 ] && echo sa''me $((\(round) + 0)) end "
+            + "|| echo dif''fers $a $b $(cat /tmp/jobs /tmp/m)\n"
     }
     static let finish = "cd /; kill %1; umount /mnt && echo unmounted $((1 + 1)); poweroff -f\n"
 }
@@ -24,34 +24,17 @@ private enum BusyGuest {
     .enabled(if: Requirement.debian.isMet, "\(Requirement.debian)"),
     .enabled(if: Requirement.qemu.isMet, "\(Requirement.qemu)"))
 struct PostcopyPeerTests {
-    private static let postcopy =
-        #"{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [{"capability": "postcopy-ram", "state": true}]}}"#
-
     private func check(_ program: RunningProgram, round: Int) throws {
         program.output.skipToEnd()
         try program.type(BusyGuest.check(round))
-        let answer = try program.output.wait(seconds: 60, what: "the answer of round \(round)") { line in
+        let answer = try program.output.wait(seconds: 120, what: "the answer of round \(round)") { line in
             line.hasPrefix("same \(round) ") || line.hasPrefix("differs") ? line : nil
         }
         #expect(answer.hasPrefix("same"), "\(answer)")
     }
 
-    private func waitForSocket(_ path: String) throws {
-        try HostTools.need("sh", ["-c", "until [ -S \(path) ]; do sleep 0.02; done"], seconds: 30)
-    }
-
-    private func waitFor(_ text: String, _ stock: StockMachine) throws {
-        let deadline = ContinuousClock.now + .seconds(60)
-        var answer = ""
-        while ContinuousClock.now < deadline {
-            answer = try stock.command(#"{"execute": "query-migrate"}"#)
-            if answer.contains("\"\(text)\"") { return }
-        }
-        Issue.record("QEMU does not come to \(text): \(answer)")
-    }
-
     private func waitFor(_ text: String, _ guest: String, _ run: MonitorRun) throws {
-        for _ in 0..<600 {
+        for _ in 0..<1200 {
             if try run.command(["status", guest]).output.contains(text) { return }
             _ = try HostTools.run("sleep", ["0.05"])
         }
@@ -69,29 +52,19 @@ struct PostcopyPeerTests {
         Issue.record("\(guest) does not run: \(answer)")
     }
 
-    private func waitUntilRunning(_ stock: StockMachine) throws {
-        var answer = ""
-        let deadline = ContinuousClock.now + .seconds(60)
-        while ContinuousClock.now < deadline {
-            answer = try stock.command(#"{"execute": "query-status"}"#)
-            if answer.contains("\"running\": true") { return }
-        }
-        Issue.record("QEMU does not run: \(answer)")
-    }
-
     /// A machine that is built from its devices' state comes too late in a postcopy, and a QEMU whose package was refused does
     /// not run its guest again: so it is refused before a page moves.
-    private func refuseToReceive(_ stock: StockMachine, disk: String, _ run: MonitorRun) throws {
+    private func refuseToReceive(_ stock: PeerMachine, disk: String, _ run: MonitorRun) throws {
         let path = run.directory.file("received")
         let receiver = try RunningProgram(
             Checkout.tool, ["receive", "received", "unix:\(path)", "--console", "null", "--disk", "path=\(disk)"],
             name: "sidestep", environment: run.environment)
         try waitForSocket(path)
-        try stock.command(#"{"execute": "migrate", "arguments": {"uri": "unix:\#(path)"}}"#)
+        try stock.command("migrate", ["uri": .string("unix:\(path)")])
         #expect(try receiver.waitForEnd(seconds: 60) == .exited(status: 84))
         try receiver.errors.wait(for: "postcopy-ram is on at the source", seconds: 10)
-        try waitFor("failed", stock)
-        #expect(try stock.command(#"{"execute": "query-status"}"#).contains("\"running\": true"))
+        let answer = try stock.waitForMigration()
+        #expect(answer.status == "failed" && answer.runState == "running", "\(answer)")
     }
 
     @Test(
@@ -107,13 +80,13 @@ struct PostcopyPeerTests {
             name: "source")
         try source.wait(for: "~ # ", seconds: 120, partial: true)
         try source.type(BusyGuest.prepare)
-        try source.wait(for: "prepared 2", seconds: 60)
+        try source.wait(for: "prepared 2", seconds: 120)
 
         // There: the source breaks the channel off.
         let there = run.directory.file("there")
-        let stock = try StockMachine(kind, in: run, disk: disk.path, name: "stock", incoming: "defer")
-        try stock.command(
-            Self.postcopy, #"{"execute": "migrate-incoming", "arguments": {"uri": "unix:\#(there)"}}"#)
+        let stock = try PeerMachine(kind, in: run, disk: disk.path, name: "stock", incoming: "defer")
+        try stock.setCapabilities(["postcopy-ram": true])
+        try stock.command("migrate-incoming", ["uri": .string("unix:\(there)")])
         for (command, arguments) in [
             ("migrate-set-capabilities", #"{"capabilities": [{"capability": "postcopy-ram", "state": true}]}"#),
             ("migrate-set-parameters", #"{"max-bandwidth": 10000000, "max-postcopy-bandwidth": 5000000}"#),
@@ -123,15 +96,15 @@ struct PostcopyPeerTests {
             #expect(answer.end == .exited(status: 0), "\(command): \(answer.errors)")
         }
         try waitFor("postcopy-active", "source", run)
-        try waitUntilRunning(stock)
+        try stock.waitUntilRunning()
         #expect(try run.command(["qmp", "source", "migrate-pause"]).end == .exited(status: 0))
-        try waitFor("postcopy-paused", stock)
+        try stock.waitForMigration("postcopy-paused")
         let recovery = run.directory.file("recovery")
-        try stock.command(#"{"execute": "migrate-recover", "arguments": {"uri": "unix:\#(recovery)"}}"#)
+        try stock.command("migrate-recover", ["uri": .string("unix:\(recovery)")])
         try waitForSocket(recovery)
         let move = try run.command(["migrate", "source", "unix:\(recovery)", "--resume"], seconds: 240)
         #expect(move.end == .exited(status: 0), "\(move.errors)")
-        try waitFor("completed", stock)
+        try stock.waitForMigration("completed")
         try check(stock.program, round: 1)
 
         try refuseToReceive(stock, disk: disk.path, run)
@@ -144,29 +117,29 @@ struct PostcopyPeerTests {
             name: "destination")
         try waitForSocket(back)
         try stock.command(
-            #"{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 10000000, "max-postcopy-bandwidth": 5000000}}"#,
-            #"{"execute": "migrate", "arguments": {"uri": "unix:\#(back)"}}"#)
-        try waitFor("active", stock)
-        try stock.command(#"{"execute": "migrate-start-postcopy"}"#)
+            "migrate-set-parameters", ["max-bandwidth": 10_000_000, "max-postcopy-bandwidth": 5_000_000])
+        try stock.command("migrate", ["uri": .string("unix:\(back)")])
+        try stock.waitForMigration("active")
+        try stock.command("migrate-start-postcopy")
         try waitFor("postcopy-active", "destination", run)
-        try waitFor("postcopy-active", stock)
+        try stock.waitForMigration("postcopy-active")
         try waitUntilRunning("destination", run)
         #expect(try run.command(["qmp", "destination", "migrate-pause"]).end == .exited(status: 0))
-        try waitFor("postcopy-paused", stock)
+        try stock.waitForMigration("postcopy-paused")
         try waitFor("postcopy-paused", "destination", run)
         let again = run.directory.file("again")
         #expect(
             try run.command(["qmp", "destination", "migrate-recover", #"{"uri": "unix:\#(again)"}"#]).end
                 == .exited(status: 0))
         try waitForSocket(again)
-        try stock.command(#"{"execute": "migrate", "arguments": {"uri": "unix:\#(again)", "resume": true}}"#)
-        try waitFor("completed", stock)
+        try stock.command("migrate", ["uri": .string("unix:\(again)"), "resume": true])
+        try stock.waitForMigration("completed")
         try waitFor("completed", "destination", run)
         try stock.quit()
         try check(destination, round: 3)
         try destination.type(BusyGuest.finish)
-        try destination.wait(for: "unmounted 2", seconds: 60)
-        try destination.waitForEnd(seconds: 60)
+        try destination.wait(for: "unmounted 2", seconds: 120)
+        try destination.waitForEnd(seconds: 120)
         #expect(try disk.isClean())
         #expect(try disk.holdsWhatTheGuestWrote())
     }
