@@ -203,6 +203,18 @@ extension SupervisorTests {
             #expect(try Self.agree(from.guest, to.guest))
         }
 
+        @Test("a command that does not end can be cancelled, and the guest runs on") func endlessCommand() throws {
+            let from = try SupervisorFixture(name: "source")
+            let source = try from.connect()
+            _ = try source.run("cont")
+            try Self.fill(from.guest)
+            _ = try source.run("migrate", ["uri": "exec:cat >/dev/null; exec sleep 600"])
+            while try source.run("query-migrate")["status"] != "device" { usleep(1000) }
+            _ = try source.run("migrate_cancel")
+            #expect(try Self.wait(source) == ["status": "cancelled"])
+            #expect(try source.run("query-status")["status"] == "running")
+        }
+
         @Test("a cancelled migration leaves the guest running") func cancel() throws {
             let from = try SupervisorFixture(name: "source")
             let source = try from.connect()

@@ -29,21 +29,18 @@ package final class DescriptorTransport: MigrationTransport {
         var isBroken = false
     }
     private let passed = Mutex(Passed())
-    private let onClose = Mutex<(@Sendable () -> Void)?>(nil)
-    package typealias Finish = @Sendable () throws(SystemCallError) -> Void
-    private let onFinish = Mutex<Finish?>(nil)
+    private let command: ChildProcess?
 
     /// - Parameters:
     ///   - reading: What to receive from; nil when this end only sends.
     ///   - writing: What to send to; the same object as `reading` for a socket.
-    ///   - onFinish: Called once, when everything was sent; throws if it did not arrive.
-    ///   - onClose: Called once, when the channel is given up.
+    ///   - command: What it is sent to: only when this has ended well, everything was sent. Killed with the channel.
     package init(
-        name: String, reading: OwnedDescriptor?, writing: OwnedDescriptor?, onFinish: Finish? = nil,
-        onClose: (@Sendable () -> Void)? = nil
+        name: String, reading: OwnedDescriptor?, writing: OwnedDescriptor?, command: ChildProcess? = nil
     ) throws(SystemCallError) {
         self.name = name
         self.reading = reading
+        self.command = command
         writingEnd = Mutex(writing)
         let isSocket = try reading.map { (descriptor) throws(SystemCallError) in try descriptor.status().type == .socket
         }
@@ -57,8 +54,6 @@ package final class DescriptorTransport: MigrationTransport {
         deliversBeforeEnd = reading.map { isSocket == true && StreamSocket.isLocal($0) } ?? false
         hasReturnPath = reading != nil && writing != nil
         wake = try .event()
-        if let onClose { self.onClose.withLock { $0 = onClose } }
-        if let onFinish { self.onFinish.withLock { $0 = onFinish } }
         if !self.isSocket {
             // Sockets are asked per call (MSG_DONTWAIT), so that a shared open file is left as it was.
             GatheredIO.ignorePipeSignal()
@@ -250,8 +245,10 @@ package final class DescriptorTransport: MigrationTransport {
             } catch { throw .failed(error) }
             closeWritingEnd()
         }
-        if let finish = onFinish.withLock({ $0.take() }) {
-            do throws(SystemCallError) { try finish() } catch { throw .failed(error) }
+        guard let command else { return }
+        _ = try isReady(command.processDescriptor, Int16(POLLIN), milliseconds: -1)
+        if let end = command.wait(), end != .exited(status: 0) {
+            throw .failed(SystemCallError("exec", .ioError, subject: "the command ended with \(end)"))
         }
     }
 
@@ -272,7 +269,8 @@ package final class DescriptorTransport: MigrationTransport {
         interrupt()
         if let socket { StreamSocket.shutDown(socket) } else { closeWritingEnd() }
         passed.withLock { $0.descriptors = [] }
-        let action = onClose.withLock { $0.take() }
-        action?()
+        guard let command, command.wait(timeoutMilliseconds: 0) == nil else { return }
+        command.kill()
+        _ = command.wait()
     }
 }

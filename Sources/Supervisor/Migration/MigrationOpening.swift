@@ -26,20 +26,9 @@ enum MigrationOpening {
             let pipe = try OwnedDescriptor.pipe()
             let child = try ChildProcess(
                 path: words[0], arguments: Array(words.dropFirst()), descriptors: [0: pipe.readEnd])
-            // What was sent is safe when the command says so; until then the guest is here.
             return Opened(
                 transport: try DescriptorTransport(
-                    name: name, reading: nil, writing: pipe.writeEnd,
-                    onFinish: { () throws(SystemCallError) in
-                        if let end = child.wait(), end != .exited(status: 0) {
-                            throw SystemCallError("exec", .ioError, subject: "the command ended with \(end)")
-                        }
-                    },
-                    onClose: {
-                        guard child.wait(timeoutMilliseconds: 0) == nil else { return }
-                        child.kill()
-                        _ = child.wait()
-                    }))
+                    name: name, reading: nil, writing: pipe.writeEnd, command: child))
         case .file(let path, let offset):
             let file = try OwnedDescriptor.open(path, flags: O_WRONLY | O_CREAT)
             // What is before the stream stays, as in QEMU; what would be behind it goes.
