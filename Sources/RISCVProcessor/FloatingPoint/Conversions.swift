@@ -73,198 +73,78 @@ extension SoftFloat {
 
     // MARK: To integers
 
-    /// FCVT.W.S: out of range gives the nearest integer in range, a NaN the largest, both invalid.
+    // FCVT.W, .WU, .L, .LU: out of range gives the nearest integer in range, a NaN the largest, both invalid.
+
     package static func f32ToI32(_ a: UInt32, _ mode: UInt8, _ flags: inout UInt8) -> Int32 {
-        if isNaN(a) {
-            flags |= Flags.invalid
-            return .max
-        }
-        var exceptions: UInt8 = 0
-        let magnitude = magnitude32(a, mode, &exceptions)
-        if isNegative(a) {
-            guard let magnitude, magnitude <= 1 << 31 else {
-                flags |= Flags.invalid
-                return .min
-            }
-            flags |= exceptions
-            return Int32(truncatingIfNeeded: 0 &- magnitude)
-        }
-        guard let magnitude, magnitude < 1 << 31 else {
-            flags |= Flags.invalid
-            return .max
-        }
-        flags |= exceptions
-        return Int32(truncatingIfNeeded: magnitude)
+        integer(a, mode, &flags)
     }
 
-    /// FCVT.WU.S: out of range gives the nearest integer in range, a NaN the largest, both invalid.
     package static func f32ToU32(_ a: UInt32, _ mode: UInt8, _ flags: inout UInt8) -> UInt32 {
-        if isNaN(a) {
-            flags |= Flags.invalid
-            return .max
-        }
-        var exceptions: UInt8 = 0
-        guard let magnitude = magnitude32(a, mode, &exceptions), magnitude >> 32 == 0 else {
-            flags |= Flags.invalid
-            return isNegative(a) ? 0 : .max
-        }
-        if isNegative(a) && magnitude != 0 {
-            flags |= Flags.invalid
-            return 0
-        }
-        flags |= exceptions
-        return UInt32(truncatingIfNeeded: magnitude)
+        integer(a, mode, &flags)
     }
 
-    /// FCVT.L.S: out of range gives the nearest integer in range, a NaN the largest, both invalid.
     package static func f32ToI64(_ a: UInt32, _ mode: UInt8, _ flags: inout UInt8) -> Int64 {
-        if isNaN(a) {
-            flags |= Flags.invalid
-            return .max
-        }
-        var exceptions: UInt8 = 0
-        let magnitude = magnitude32(a, mode, &exceptions)
-        if isNegative(a) {
-            guard let magnitude, magnitude <= 1 << 63 else {
-                flags |= Flags.invalid
-                return .min
-            }
-            flags |= exceptions
-            return Int64(truncatingIfNeeded: 0 &- magnitude)
-        }
-        guard let magnitude, magnitude < 1 << 63 else {
-            flags |= Flags.invalid
-            return .max
-        }
-        flags |= exceptions
-        return Int64(truncatingIfNeeded: magnitude)
+        integer(a, mode, &flags)
     }
 
-    /// FCVT.LU.S: out of range gives the nearest integer in range, a NaN the largest, both invalid.
     package static func f32ToU64(_ a: UInt32, _ mode: UInt8, _ flags: inout UInt8) -> UInt64 {
-        if isNaN(a) {
-            flags |= Flags.invalid
-            return .max
-        }
-        var exceptions: UInt8 = 0
-        guard let magnitude = magnitude32(a, mode, &exceptions) else {
-            flags |= Flags.invalid
-            return isNegative(a) ? 0 : .max
-        }
-        if isNegative(a) && magnitude != 0 {
-            flags |= Flags.invalid
-            return 0
-        }
-        flags |= exceptions
-        return magnitude
+        integer(a, mode, &flags)
     }
 
-    /// FCVT.W.D: out of range gives the nearest integer in range, a NaN the largest, both invalid.
     package static func f64ToI32(_ a: UInt64, _ mode: UInt8, _ flags: inout UInt8) -> Int32 {
-        if isNaN(a) {
-            flags |= Flags.invalid
-            return .max
-        }
-        var exceptions: UInt8 = 0
-        let magnitude = magnitude64(a, mode, &exceptions)
-        if isNegative(a) {
-            guard let magnitude, magnitude <= 1 << 31 else {
-                flags |= Flags.invalid
-                return .min
-            }
-            flags |= exceptions
-            return Int32(truncatingIfNeeded: 0 &- magnitude)
-        }
-        guard let magnitude, magnitude < 1 << 31 else {
-            flags |= Flags.invalid
-            return .max
-        }
-        flags |= exceptions
-        return Int32(truncatingIfNeeded: magnitude)
+        integer(a, mode, &flags)
     }
 
-    /// FCVT.WU.D: out of range gives the nearest integer in range, a NaN the largest, both invalid.
     package static func f64ToU32(_ a: UInt64, _ mode: UInt8, _ flags: inout UInt8) -> UInt32 {
-        if isNaN(a) {
-            flags |= Flags.invalid
-            return .max
-        }
-        var exceptions: UInt8 = 0
-        guard let magnitude = magnitude64(a, mode, &exceptions), magnitude >> 32 == 0 else {
-            flags |= Flags.invalid
-            return isNegative(a) ? 0 : .max
-        }
-        if isNegative(a) && magnitude != 0 {
-            flags |= Flags.invalid
-            return 0
-        }
-        flags |= exceptions
-        return UInt32(truncatingIfNeeded: magnitude)
+        integer(a, mode, &flags)
     }
 
-    /// FCVT.L.D: out of range gives the nearest integer in range, a NaN the largest, both invalid.
     package static func f64ToI64(_ a: UInt64, _ mode: UInt8, _ flags: inout UInt8) -> Int64 {
-        if isNaN(a) {
-            flags |= Flags.invalid
-            return .max
-        }
-        var exceptions: UInt8 = 0
-        let magnitude = magnitude64(a, mode, &exceptions)
-        if isNegative(a) {
-            guard let magnitude, magnitude <= 1 << 63 else {
-                flags |= Flags.invalid
-                return .min
-            }
-            flags |= exceptions
-            return Int64(truncatingIfNeeded: 0 &- magnitude)
-        }
-        guard let magnitude, magnitude < 1 << 63 else {
-            flags |= Flags.invalid
-            return .max
-        }
-        flags |= exceptions
-        return Int64(truncatingIfNeeded: magnitude)
+        integer(a, mode, &flags)
     }
 
-    /// FCVT.LU.D: out of range gives the nearest integer in range, a NaN the largest, both invalid.
     package static func f64ToU64(_ a: UInt64, _ mode: UInt8, _ flags: inout UInt8) -> UInt64 {
+        integer(a, mode, &flags)
+    }
+
+    @inline(__always) private static func integer<Result: FixedWidthInteger>(
+        _ a: UInt32, _ mode: UInt8, _ flags: inout UInt8
+    ) -> Result {
         if isNaN(a) {
             flags |= Flags.invalid
             return .max
         }
         var exceptions: UInt8 = 0
-        guard let magnitude = magnitude64(a, mode, &exceptions) else {
+        let rounded = isZero(a) ? 0 : isInfinite(a) ? nil : magnitude(Parts(a), mode, &exceptions)
+        return integer(isNegative: isNegative(a), magnitude: rounded, exceptions, &flags)
+    }
+
+    @inline(__always) private static func integer<Result: FixedWidthInteger>(
+        _ a: UInt64, _ mode: UInt8, _ flags: inout UInt8
+    ) -> Result {
+        if isNaN(a) {
             flags |= Flags.invalid
-            return isNegative(a) ? 0 : .max
+            return .max
         }
-        if isNegative(a) && magnitude != 0 {
+        var exceptions: UInt8 = 0
+        let rounded = isZero(a) ? 0 : isInfinite(a) ? nil : magnitude(Parts(a), mode, &exceptions)
+        return integer(isNegative: isNegative(a), magnitude: rounded, exceptions, &flags)
+    }
+
+    /// - Parameter magnitude: Nil when it has more than 64 bits.
+    @inline(__always) private static func integer<Result: FixedWidthInteger>(
+        isNegative: Bool, magnitude: UInt64?, _ exceptions: UInt8, _ flags: inout UInt8
+    ) -> Result {
+        let limit = UInt64(truncatingIfNeeded: isNegative ? Result.min.magnitude : Result.max.magnitude)
+        guard let magnitude, magnitude <= limit else {
             flags |= Flags.invalid
-            return 0
+            return isNegative ? .min : .max
         }
         flags |= exceptions
-        return magnitude
+        return Result(truncatingIfNeeded: isNegative ? 0 &- magnitude : magnitude)
     }
 
     /// The absolute value rounded to an integer (the sign decides which way is down), or nil when it has more than 64 bits.
-    /// `a` is not a NaN.
-    @inline(__always) private static func magnitude32(
-        _ a: UInt32, _ mode: UInt8, _ exceptions: inout UInt8
-    ) -> UInt64? {
-        if isZero(a) { return 0 }
-        if isInfinite(a) { return nil }
-        return magnitude(Parts(a), mode, &exceptions)
-    }
-
-    /// The absolute value rounded to an integer (the sign decides which way is down), or nil when it has more than 64 bits.
-    /// `a` is not a NaN.
-    @inline(__always) private static func magnitude64(
-        _ a: UInt64, _ mode: UInt8, _ exceptions: inout UInt8
-    ) -> UInt64? {
-        if isZero(a) { return 0 }
-        if isInfinite(a) { return nil }
-        return magnitude(Parts(a), mode, &exceptions)
-    }
-
     @inline(__always) private static func magnitude(
         _ parts: Parts, _ mode: UInt8, _ exceptions: inout UInt8
     ) -> UInt64? {
