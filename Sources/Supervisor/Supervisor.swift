@@ -40,6 +40,8 @@ package final class Supervisor: @unchecked Sendable {
     /// What is done as soon as the guest says that something happened which is being made to happen.
     private var expectations: [Expectation] = []
     private var isQuitting = false
+    /// What waits for a guest that is about to come; nil when none is.
+    private var untilArrival: [@Sendable () -> Void]?
     private let endIsWanted = Atomic<Bool>(false)
     /// Somebody wants the guest's end, or it has ended itself. Any thread.
     var isToEnd: Bool { endIsWanted.load(ordering: .acquiring) }
@@ -65,7 +67,7 @@ package final class Supervisor: @unchecked Sendable {
         if let layout = configuration.compatibility { migration.settings.layout = layout }
         guest.setEventHandler { [weak self] event in
             guard let self else { return }
-            self.loop.perform { self.handle(event) }
+            self.loop.perform { self.afterArrival { self.handle(event) } }
         }
     }
 
@@ -304,8 +306,26 @@ package final class Supervisor: @unchecked Sendable {
         announce(.stop)
     }
 
-    /// The guest came from another process and is in `state` here.
-    func noteArrival(_ state: RunState) { runState = state }
+    /// The guest will come from another process, with clients that wait for what became of it: until ``arrive(as:telling:)`` nothing that
+    /// it does, and nobody's wish for its end, is heard here. Before it runs.
+    func awaitArrival() {
+        precondition(loop.isLoopThread)
+        untilArrival = []
+    }
+
+    /// The guest has come and is in `state` here, which `tell` tells the world; what has happened to it since then comes after that.
+    func arrive(as state: RunState, telling tell: () -> Void) {
+        precondition(loop.isLoopThread)
+        runState = state
+        tell()
+        let waiting = untilArrival ?? []
+        untilArrival = nil
+        for action in waiting { action() }
+    }
+
+    private func afterArrival(_ action: @escaping @Sendable () -> Void) {
+        if untilArrival == nil { action() } else { untilArrival?.append(action) }
+    }
 
     /// Ends the guest and then the process.
     func quit(cause: ShutdownCause, status: Int32) {
@@ -351,7 +371,9 @@ package final class Supervisor: @unchecked Sendable {
     package func requestQuit(bySignal: Bool) {
         endIsWanted.store(true, ordering: .releasing)
         loop.perform { [self] in
-            quit(cause: bySignal ? .hostSignal : .hostUI, status: ExitStatus.done.rawValue)
+            afterArrival { [self] in
+                quit(cause: bySignal ? .hostSignal : .hostUI, status: ExitStatus.done.rawValue)
+            }
         }
     }
 

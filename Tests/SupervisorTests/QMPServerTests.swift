@@ -124,6 +124,25 @@ extension SupervisorTests {
             fixture.onLoop { [supervisor = fixture.supervisor] in #expect(supervisor.runState == .shutdown) }
         }
 
+        @Test(
+            "clients hear that a guest has come before they hear that it has ended already", arguments: [true, false])
+        func hastyArrival(endsItself: Bool) throws {
+            let fixture = try SupervisorFixture(runState: .inmigrate)
+            let supervisor = fixture.supervisor
+            let client = try fixture.connect()
+            let witness = try fixture.connect()
+            fixture.onLoop { supervisor.awaitArrival() }
+            if endsItself { fixture.guest.happen(.poweredOff(code: 7)) } else { supervisor.requestQuit(bySignal: true) }
+            #expect(try client.run("query-status")["status"] == "inmigrate")
+            fixture.onLoop {
+                supervisor.arrive(as: .running) { supervisor.announce(.migration, ["status": "completed"]) }
+            }
+            #expect(try witness.nextEvent(timeoutMilliseconds: 5000)?.name == "MIGRATION")
+            #expect(try witness.nextEvent(timeoutMilliseconds: 5000)?.name == "SHUTDOWN")
+            #expect(supervisor.waitForEnd() == (endsItself ? 7 : 0))
+            fixture.onLoop { #expect(supervisor.runState == (endsItself ? .shutdown : .running)) }
+        }
+
         @Test("a reset of a running guest leaves it running") func resetRunning() throws {
             let fixture = try SupervisorFixture()
             let client = try fixture.connect()

@@ -119,6 +119,7 @@ final class UpgradeDestination: HandoverReceiver {
         let qmp = control.resources.filter { $0.name == "qmp" }.map(\.descriptor)
         let kept = control.resources.filter { $0.name == "kept" }.map(\.descriptor)
         try loop.sync {
+            supervisor.awaitArrival()
             try supervisor.server.adopt(saved.server, descriptors: qmp)
             supervisor.descriptorStore = try DescriptorStore(adopting: saved.store, descriptors: kept)
         }
@@ -191,13 +192,14 @@ final class UpgradeDestination: HandoverReceiver {
             sent: sentMemory, held: held, processorNanoseconds: processorNanoseconds + sentMemory.processorNanoseconds)
         let runState: RunState = clockOffset != nil ? .running : description.runState
         loop.sync {
-            supervisor.noteArrival(runState)
-            supervisor.migration.report = report.migration
-            supervisor.server.resume()
-            supervisor.server.answerInherited("x-sidestep-upgrade", .success(report.json))
-            supervisor.server.refuseInherited(
-                QMPError("the guest changed process while this command waited its turn; it was not begun"))
-            supervisor.announce(.migration, ["status": "completed"])
+            supervisor.arrive(as: runState) {
+                supervisor.migration.report = report.migration
+                supervisor.server.resume()
+                supervisor.server.answerInherited("x-sidestep-upgrade", .success(report.json))
+                supervisor.server.refuseInherited(
+                    QMPError("the guest changed process while this command waited its turn; it was not begun"))
+                supervisor.announce(.migration, ["status": "completed"])
+            }
         }
     }
 
