@@ -33,6 +33,10 @@ package enum ExitStatus: Int32, Error, Hashable, Sendable, CaseIterable {
     case hostUnfit = 91
     /// Check: the destination cannot take the guest.
     case destinationUnfit = 92
+    /// SIGINT ended the command; the move that it had begun was cancelled. As shells say it of a signal: 128 more.
+    case interrupted = 130
+    /// The same by SIGTERM.
+    case terminated = 143
 
     package var meaning: String {
         switch self {
@@ -51,6 +55,8 @@ package enum ExitStatus: Int32, Error, Hashable, Sendable, CaseIterable {
         case .guestUnfit: "check: the guest cannot move as it is"
         case .hostUnfit: "check: this host does not allow what the move needs"
         case .destinationUnfit: "check: the destination is not there or cannot take the guest"
+        case .interrupted: "interrupted (Ctrl-C); the guest runs on at the source"
+        case .terminated: "ended by SIGTERM; the guest runs on at the source"
         case .incomingFailed: "the incoming guest did not arrive; nothing ran here"
         }
     }

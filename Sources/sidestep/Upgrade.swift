@@ -24,7 +24,8 @@ struct Upgrade: ParsableCommand {
             files (memfd); otherwise for as long as its memory takes to cross. If anything goes wrong the guest runs on in \
             the old process, and the exit status is \(ExitStatus.rolledBack.rawValue). With --all it is \
             \(ExitStatus.partlyRolledBack.rawValue) if some guests moved and some did not, and \
-            \(ExitStatus.lost.rawValue) if one is gone.
+            \(ExitStatus.lost.rawValue) if one is gone. Ctrl-C ends this command alone: a move that has begun comes to its end \
+            by itself.
             """)
 
     @Argument(

@@ -1,3 +1,4 @@
+import Glibc
 import LinuxCalls
 import ProcessTestKit
 import Testing
@@ -17,12 +18,18 @@ struct MoveEndTests {
         try guest.wait(for: "tick 2 ", seconds: 60)
         let waiting = try run.heartbeat(["--incoming", uri], name: "web-2")
         try ToolRunTests.waitUntilListed("web-2", run)
-        let move = try RunningProgram(
-            Checkout.tool,
-            ["migrate", "web", uri, "--parameter", "max-bandwidth=20000", "--parameter", "downtime-limit=1"],
-            name: "migrate", environment: run.environment)
-        try move.errors.wait(for: "% active", seconds: 60)
+        let move = try begin(
+            ["migrate", "web", uri, "--parameter", "max-bandwidth=20000", "--parameter", "downtime-limit=1"], run)
         return (run, guest, waiting, move)
+    }
+
+    /// A command, up to where pages move. Whoever runs the tests may ignore Ctrl-C; the command is not to inherit that.
+    private func begin(_ command: [String], _ run: MonitorRun) throws -> RunningProgram {
+        let program = try RunningProgram(
+            "env", ["--default-signal=INT,TERM", Checkout.tool] + command, name: command[0],
+            environment: run.environment)
+        try program.errors.wait(for: "% active", seconds: 60)
+        return program
     }
 
     /// What moves out of a guest are like.
@@ -96,6 +103,55 @@ struct MoveEndTests {
         try again.wait(for: "tick ", seconds: 30)
         try again.type("q")
         #expect(try again.waitForEnd(seconds: 30) == .exited(status: 0))
+    }
+
+    @Test(
+        "interrupted or asked to end: the move is cancelled, what was set for it put back, and the guest runs on here",
+        arguments: [(SIGINT, 130), (SIGTERM, 143)] as [(CInt, Int32)], ["migrate", "save"])
+    func interrupted(signal: (number: CInt, status: Int32), command: String) throws {
+        let run = try MonitorRun()
+        let guest = try run.heartbeat(name: "web")
+        try guest.wait(for: "tick 2 ", seconds: 60)
+        let slow = #"{"max-bandwidth": 20000, "downtime-limit": 1}"#
+        #expect(try run.command(["qmp", "web", "migrate-set-parameters", slow]).end == .exited(status: 0))
+        let before = try settings(run)
+        let file = run.directory.file("saved")
+        let move = try begin(
+            command == "save"
+                ? ["save", "web", file, "--mapped-ram"]
+                : [
+                    "migrate", "web", "exec:cat >/dev/null", "--capability", "auto-converge", "--parameter",
+                    "x-strategy=precopy",
+                ],
+            run)
+        #expect(try settings(run) != before)
+        move.process.signal(signal.number)
+        #expect(try move.waitForEnd(seconds: 60) == .exited(status: signal.status))
+        try move.errors.wait(for: "the guest runs on here", seconds: 30)
+        #expect(try settings(run) == before)
+        #expect(try run.command(["status", "web"]).output.hasPrefix("web is running\nmigration cancelled"))
+        guest.output.skipToEnd()
+        try guest.wait(for: "tick ", seconds: 30)
+        try guest.type("q")
+        #expect(try guest.waitForEnd(seconds: 30) == .exited(status: 0))
+    }
+
+    @Test("interrupted twice, the command ends at once, though the guest's process does not answer")
+    func interruptedTwice() throws {
+        let (run, guest, _, move) = try slowMove()
+        let facts = try run.command(["inspect", "web", "--format", "json"]).output
+        let line = facts.split(separator: "\n").first { $0.contains(#""process""#) } ?? ""
+        let process = try #require(CInt(line.filter(\.isNumber)))
+        kill(process, SIGSTOP)
+        defer { kill(process, SIGCONT) }
+        move.process.signal(SIGINT)
+        // It may be waiting for an answer and say nothing: as soon as the first has been taken, the next is another one.
+        while move.process.wait(timeoutMilliseconds: 100) == nil { move.process.signal(SIGINT) }
+        #expect(try move.waitForEnd(seconds: 10) == .exited(status: 130))
+        kill(process, SIGCONT)
+        guest.output.skipToEnd()
+        try guest.wait(for: "tick ", seconds: 30)
+        #expect(try run.command(["cancel", "web"]).end == .exited(status: 0))
     }
 
     @Test("the source dies before the guest has left: status 81, and the waiting process says so by 84") func lost()

@@ -16,6 +16,10 @@ struct Migrate: ParsableCommand {
             With --postcopy the guest runs there after one pass over its memory, and what it still needs follows; from then on \
             there is no way back. If the channel breaks (status \(ExitStatus.undecided.rawValue)), both sides wait: \
             'sidestep qmp NAME migrate-recover {"uri": URI}' there, then 'sidestep migrate NAME URI --resume' here.
+
+            Ctrl-C (or SIGTERM) cancels the move, if it is not too late for that, and puts back what was set for it: status \
+            \(ExitStatus.interrupted.rawValue) (\(ExitStatus.terminated.rawValue)), and the guest runs on here. At the second \
+            one the command ends at once, whatever the move does.
             """)
 
     @OptionGroup var guest: GuestArgument
@@ -52,6 +56,7 @@ struct Migrate: ParsableCommand {
     @OptionGroup var output: FormatOption
 
     func run() throws {
+        let interruption = try Interruption()
         let connection = try guest.connect()
         let layout = try compat.map { try RunConfiguration.compatibility(argument: $0).rawValue }
         if resume {
@@ -66,7 +71,8 @@ struct Migrate: ParsableCommand {
             try settings.set(
                 (layout.map { ["x-layout=\($0)"] } ?? []) + (cpr == nil ? [] : ["mode=cpr-transfer"])
                     + (postcopy ? ["x-strategy=postcopy"] : []) + parameter)
-            answer = try Self.move(connection, to: uri, cpr: cpr, resume: resume, format: output.format)
+            answer = try Self.move(
+                connection, to: uri, cpr: cpr, resume: resume, format: output.format, interruption)
         } catch {
             // A guest that has left and waits for a channel goes on as it was begun.
             if (try? connection.run("query-migrate"))?["status"] != "postcopy-paused" { settings.putBack() }
@@ -83,11 +89,13 @@ struct Migrate: ParsableCommand {
         if keep { settings.putBack() } else { _ = try connection.run("quit") }
     }
 
-    /// Starts a migration and follows it to its end.
+    /// Starts a migration and follows it to its end, which an interruption has it come to sooner.
     static func move(
-        _ connection: GuestConnection, to uri: String, cpr: String? = nil, resume: Bool = false, format: OutputFormat
+        _ connection: GuestConnection, to uri: String, cpr: String? = nil, resume: Bool = false, format: OutputFormat,
+        _ interruption: Interruption
     ) throws(Refusal) -> JSONValue {
         let name = connection.entry.name
+        if let status = interruption.status { throw Refusal(status, "\(name): \(status.meaning)") }
         let uri = try passDescriptor(of: uri, connection)
         var arguments: JSONObject = ["uri": .string(uri)]
         if resume { arguments["resume"] = true }
@@ -107,7 +115,7 @@ struct Migrate: ParsableCommand {
         } catch {
             throw Refusal(.refused, "\(name): \(error)")
         }
-        let answer = try follow(connection, format: format)
+        let answer = try follow(connection, format: format, interruption)
         switch answer["status"]?.stringValue {
         case "completed": return answer
         case "postcopy-paused":
@@ -115,7 +123,8 @@ struct Migrate: ParsableCommand {
                 .undecided,
                 "\(name): the guest runs at the destination and still needs memory from here, but the channel is lost: "
                     + "\(answer["error-desc"]?.stringValue ?? "it broke"); recover it, see 'sidestep help migrate'")
-        case "cancelled": throw Refusal(.cancelled, "\(name): cancelled; the guest runs on here")
+        case "cancelled":
+            throw Refusal(interruption.status ?? .cancelled, "\(name): cancelled; the guest runs on here")
         default:
             let reason = answer["error-desc"]?.stringValue ?? "the migration failed"
             if answer["x-outcome"] == "undecided" { throw Refusal(.undecided, "\(name): \(reason)") }
@@ -137,7 +146,11 @@ struct Migrate: ParsableCommand {
         return "fd:\(name)"
     }
 
-    static func follow(_ connection: GuestConnection, format: OutputFormat) throws(Refusal) -> JSONValue {
+    /// Shows a migration until it has ended, or waits for a channel to go on over.
+    /// - Parameter interruption: Of whoever has begun it; of anybody else an interruption is no order to the migration.
+    static func follow(
+        _ connection: GuestConnection, format: OutputFormat, _ interruption: Interruption? = nil
+    ) throws(Refusal) -> JSONValue {
         var view = MigrationProgressView(format: format)
         defer { view.end() }
         var pollMicroseconds: UInt32 = 2_000
@@ -150,8 +163,23 @@ struct Migrate: ParsableCommand {
                 return answer
             }
             view.show(answer)
-            usleep(pollMicroseconds)
+            if let interruption {
+                if interruption.sleep(microseconds: Int64(pollMicroseconds)) {
+                    view.end()
+                    cancel(connection)
+                }
+            } else {
+                usleep(pollMicroseconds)
+            }
             pollMicroseconds = min(200_000, pollMicroseconds * 2)
+        }
+    }
+
+    private static func cancel(_ connection: GuestConnection) {
+        let name = connection.entry.name
+        Diagnostics.write("\(name): interrupted, the move is cancelled; once more ends this command at once")
+        do throws(QMPConnection.Failure) { _ = try connection.qmp.run("migrate_cancel") } catch {
+            Diagnostics.write("\(name): the move goes on: \(error)")
         }
     }
 }

@@ -9,7 +9,9 @@ struct Save: ParsableCommand {
         abstract: "Save a guest to a file and end it.",
         discussion: """
             The file is a migration stream that 'sidestep restore' and QEMU's analysis read; what the guest was made of goes \
-            into FILE.json beside it. Disks are not part of it.
+            into FILE.json beside it. Disks are not part of it. Ctrl-C (or SIGTERM) gives up: status \
+            \(ExitStatus.interrupted.rawValue) (\(ExitStatus.terminated.rawValue)), and the guest runs on; at the second one \
+            the command ends at once, and the guest's process goes on saving.
             """)
 
     @OptionGroup var guest: GuestArgument
@@ -30,6 +32,7 @@ struct Save: ParsableCommand {
     @OptionGroup var output: FormatOption
 
     func run() throws {
+        let interruption = try Interruption()
         let connection = try guest.connect()
         let facts = try connection.run("x-sidestep-inspect")
         let path = file.hasPrefix("/") ? file : try currentDirectory() + "/" + file
@@ -41,7 +44,7 @@ struct Save: ParsableCommand {
         let answer: JSONValue
         do {
             if mappedRam { try settings.switchOn(["mapped-ram"]) }
-            answer = try Migrate.move(connection, to: "file:\(path)", format: output.format)
+            answer = try Migrate.move(connection, to: "file:\(path)", format: output.format, interruption)
         } catch {
             settings.putBack()
             throw error

@@ -108,7 +108,8 @@ struct QEMUUpgrade: ParsableCommand {
         commandName: "upgrade", abstract: "Move a running guest of QEMU to a new QEMU process on this host.",
         discussion: """
             The new process is started and complete before the guest is paused. If anything goes wrong the guest runs on in \
-            the old process, and the exit status is \(ExitStatus.rolledBack.rawValue). See Documentation/qemu-upgrade.md.
+            the old process, and the exit status is \(ExitStatus.rolledBack.rawValue). Interrupted or killed, the command leaves \
+            a process behind that takes the guest back, or lets it be where it runs already. See Documentation/qemu-upgrade.md.
             """)
 
     @OptionGroup var arguments: QEMURequest
