@@ -46,6 +46,16 @@ package struct ProcessFiles: Sendable {
         return line.lastIndex(of: ")").flatMap { line[$0...].dropFirst(2).first } ?? "?"
     }
 
+    /// Whether every thread of it stands still because of a signal: none of them runs an instruction before SIGCONT.
+    package func isStopped() throws(SystemCallError) -> Bool {
+        for task in try FileNames.entries(of: "\(directory)/task") {
+            // A thread that ended in the meantime runs nothing either.
+            guard let line = try? text(of: "task/\(task)/stat"), let end = line.lastIndex(of: ")") else { continue }
+            guard let state = line[end...].dropFirst(2).first, "TZX".contains(state) else { return false }
+        }
+        return true
+    }
+
     /// What names one of its namespaces: `net`, `mnt` and so on. Source: namespaces(7).
     package func namespace(_ kind: String) throws(SystemCallError) -> String {
         try FileNames.target(of: "\(directory)/ns/\(kind)")
@@ -274,6 +284,18 @@ package enum ProcessSignal {
 
     /// SIGSTOP: it stands still until ``resume(_:)``.
     package static func stop(_ process: OwnedDescriptor) { _ = shim_pidfd_send_signal(process.rawValue, SIGSTOP) }
+
+    /// Stops a process and waits until none of its threads runs: at most as long as that, and not when it has ended.
+    package static func stop(_ process: OwnedDescriptor, awaitMilliseconds limit: Int64) {
+        stop(process)
+        // Its number stands in the descriptor's `fdinfo`: proc(5), pidfd_open(2).
+        guard let text = try? ProcessFiles.own.information(on: process.rawValue)["Pid"], let number = CInt(text),
+            number > 0
+        else { return }
+        let files = ProcessFiles(number)
+        let deadline = monotonicNanoseconds() + limit * 1_000_000
+        while (try? files.isStopped()) == false, monotonicNanoseconds() < deadline { yield() }
+    }
 
     /// SIGCONT; one that does not stand still goes on as it was.
     package static func resume(_ process: OwnedDescriptor) { _ = shim_pidfd_send_signal(process.rawValue, SIGCONT) }

@@ -180,6 +180,21 @@ package enum StreamSocket {
         }
     }
 
+    /// What waits to be received, as much as the buffer takes; it stays. Nil while nothing waits, 0 bytes at the end.
+    /// Source: recv(2), MSG_PEEK.
+    package static func peek(into buffer: UnsafeMutableRawBufferPointer, from socket: OwnedDescriptor)
+        throws(SystemCallError) -> Int?
+    {
+        do throws(SystemCallError) {
+            return try retrying("recv") {
+                unsafe recv(socket.rawValue, buffer.baseAddress, buffer.count, CInt(MSG_PEEK) | CInt(MSG_DONTWAIT))
+            }
+        } catch {
+            if error.errno == .wouldBlock { return nil }
+            throw error
+        }
+    }
+
     /// shutdown(2) of the sending side: the peer sees end of stream.
     package static func shutDownWriting(_ socket: OwnedDescriptor) { _ = shutdown(socket.rawValue, CInt(SHUT_WR)) }
 

@@ -128,6 +128,60 @@ package final class QMPConnection {
         }
     }
 
+    /// Looks whether an event has come, and leaves it unread, with all that follows it: whoever else holds this connection finds it
+    /// there too, whatever becomes of us. What came before it is read.
+    /// - Parameter passing: Is given each message that came before it.
+    /// - Returns: Nil while it has not come.
+    /// - Throws: ``Failure/closed`` when it did not come and cannot come any more.
+    ///
+    /// The corresponding C call is `recv` with `MSG_PEEK`. Source: recv(2).
+    package func findUnread(_ name: String, passing: (QMPMessage) -> Void = { _ in }) throws(Failure) -> QMPEvent? {
+        if let kept = events.first(where: { $0.name == name }) { return kept }
+        while true {
+            let ahead: Ahead
+            do throws(SystemCallError) { ahead = try lookAhead(for: name) } catch {
+                throw error.errno == .connectionReset ? .closed : .system(error)
+            }
+            switch ahead {
+            case .found(let event): return event
+            case .passed(let messages): messages.forEach(passing)
+            case .nothing: return nil
+            case .end: throw .closed
+            }
+        }
+    }
+
+    private enum Ahead {
+        case found(QMPEvent)
+        /// Read, and not what is looked for.
+        case passed([QMPMessage])
+        case nothing
+        case end
+    }
+
+    private func lookAhead(for name: String) throws(SystemCallError) -> Ahead {
+        unsafe try withUnsafeTemporaryAllocation(byteCount: 64 << 10, alignment: 16) {
+            (buffer) throws(SystemCallError) in
+            guard let waiting = try unsafe StreamSocket.peek(into: buffer, from: socket) else { return .nothing }
+            if waiting == 0 { return .end }
+            var further = framer
+            unsafe further.append(UnsafeRawBufferPointer(rebasing: buffer[..<waiting]))
+            var messages: [QMPMessage] = []
+            while let piece = further.next() {
+                guard case .value(let bytes) = piece, let value = try? JSONValue(json: bytes),
+                    let message = QMPMessage(value)
+                else { continue }
+                if case .event(let event) = message, event.name == name { return .found(event) }
+                messages.append(message)
+            }
+            // Half a message is left: it may be what is looked for.
+            guard unsafe buffer[waiting - 1] == 0x0A || waiting == buffer.count else { return .nothing }
+            _ = try unsafe socket.read(into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<waiting]))
+            framer = further
+            return .passed(messages)
+        }
+    }
+
     private func receive(_ timeoutMilliseconds: Int64) throws(Failure) -> QMPMessage {
         let deadline = monotonicNanoseconds() &+ timeoutMilliseconds &* 1_000_000
         while true {

@@ -21,6 +21,8 @@ package struct NewCommandLine: Hashable, Sendable {
     package var clients: [CharacterClient] = []
     /// What an operator should know: clients that must connect again, options that were left out.
     package var notes: [String] = []
+    /// A guest that ran is run by the new process as soon as it has arrived, and not when it is told to (`-S`).
+    package var startsByItself = false
     /// The number of the monitor's end in the new process.
     package static let controlDescriptor: Int32 = 3
 
@@ -131,8 +133,11 @@ package struct CommandRewriter {
             .init("chardev", "socket,id=\(Self.controlIdentifier),fd=\(NewCommandLine.controlDescriptor)"),
             .init("mon", "chardev=\(Self.controlIdentifier),mode=control"),
         ]
-        // Postcopy starts a running guest by itself, at the earliest moment.
-        if strategy != .postcopy || !facts.isRunning { result.options.append(.init("S")) }
+        // Something is in the way of that: clients that the guest's first words must reach, or a state that passes through us, whose
+        // end the old process could take for its failure while the new one has all it needs.
+        let waits = !result.clients.isEmpty || facts.losesTimers
+        result.startsByItself = facts.isRunning && (strategy == .postcopy || !waits)
+        if !result.startsByItself { result.options.append(.init("S")) }
         removeRepeatedDirectories()
         return result
     }

@@ -12,7 +12,8 @@ struct MoveWatch {
     private let deadline: Int64
     private let progress: (String) -> Void
     private var stop: Int64?
-    private var start: Int64?
+    /// When the guest was started, in microseconds since 1970.
+    var start: Int64?
     private var isSent = false
     private var isLoaded = false
 
@@ -57,9 +58,71 @@ struct MoveWatch {
         }
     }
 
+    /// Waits until the new process says that it runs the guest, which it does by itself. That word stays unread: see ``Rescue``.
+    ///
+    /// Nobody else's word is listened to meanwhile: each wake-up of ours takes a processor from one of the two.
+    mutating func awaitStart() throws {
+        var asked = monotonicNanoseconds()
+        var told = asked
+        var status = "inmigrate"
+        var isAnswered = true
+        while true {
+            // Before its word is looked for: what it said before it ended is there then.
+            let hasEnded = Rescue.hasEnded(destinationProcess)
+            do throws(QMPConnection.Failure) {
+                let event = try destination.findUnread(Rescue.start) { message in
+                    guard case .result(let value, _) = message else { return }
+                    isAnswered = true
+                    status = value["status"]?.stringValue ?? status
+                }
+                if let event {
+                    start = event.microseconds
+                    return
+                }
+            } catch {
+                if case .closed = error {} else { throw error }
+            }
+            if hasEnded { throw UpgradeFailure(.rolledBack, "the new process ended during the move") }
+            guard ["inmigrate", "running"].contains(status) else {
+                throw UpgradeFailure(
+                    .rolledBack, "the new process has the guest and does not run it (\(status)): see its messages")
+            }
+            let now = monotonicNanoseconds()
+            guard now < deadline else {
+                throw UpgradeFailure(
+                    .rolledBack, "the move did not end within its limit of \(limitSeconds) s (--limit)")
+            }
+            if now > asked + 250_000_000 {
+                asked = now
+                if isAnswered { _ = try? destination.send("query-status") }
+                isAnswered = false
+                try askSource(tells: now > told + 1_000_000_000)
+                if now > told + 1_000_000_000 { told = now }
+            }
+            Readiness.awaitAny([destination.socket, destinationProcess], timeoutMilliseconds: 50)
+        }
+    }
+
+    /// Whether the old process still sends. When it is gone by itself, the new one either has all or ends.
+    private func askSource(tells: Bool) throws {
+        guard !Rescue.hasEnded(sourceProcess),
+            let answer = try? source.run("query-migrate", timeoutMilliseconds: 1000)
+        else { return }
+        let status = answer["status"]?.stringValue ?? ""
+        if ["failed", "cancelled"].contains(status) {
+            let reason = answer["error-desc"]?.stringValue
+            throw UpgradeFailure(.rolledBack, "QEMU gave the move up (\(status)\(reason.map { ": \($0)" } ?? ""))")
+        }
+        if tells { tell(answer) }
+    }
+
     private func tellProgress() {
-        guard let answer = try? source.run("query-migrate", timeoutMilliseconds: 1000),
-            let left = answer["ram"]?["remaining"]?.integerValue, let total = answer["ram"]?["total"]?.integerValue
+        guard let answer = try? source.run("query-migrate", timeoutMilliseconds: 1000) else { return }
+        tell(answer)
+    }
+
+    private func tell(_ answer: JSONValue) {
+        guard let left = answer["ram"]?["remaining"]?.integerValue, let total = answer["ram"]?["total"]?.integerValue
         else { return }
         let rounds = answer["ram"]?["dirty-sync-count"]?.integerValue ?? 0
         progress("  \(left >> 20) of \(total >> 20) MiB left, round \(rounds)")

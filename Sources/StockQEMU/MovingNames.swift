@@ -12,6 +12,8 @@ package struct MovingNames: Hashable, Sendable {
     package var entries: [Entry] = []
     package var directories: [String] = []
 
+    package init(entries: [Entry] = []) { self.entries = entries }
+
     package func makeDirectories() throws(SystemCallError) {
         for directory in directories { try FileNames.makeDirectory(directory) }
     }
@@ -32,6 +34,16 @@ package struct MovingNames: Hashable, Sendable {
         }
     }
 
+    /// Gives the new process those names that it has not yet. Nothing is taken back any more.
+    /// - Returns: Names that it does not have, because they are other files now: it serves them under their private paths.
+    package func give() -> [Entry] {
+        var missing: [Entry] = []
+        for entry in entries where (try? FileNames.status(of: entry.privatePath).inode) != entry.inode {
+            do throws(UpgradeFailure) { try MovingNames(entries: [entry]).exchange() } catch { missing.append(entry) }
+        }
+        return missing
+    }
+
     /// Undoes ``exchange()`` where it was done.
     package func exchangeBack() {
         for entry in entries where (try? FileNames.status(of: entry.privatePath).inode) == entry.inode {
@@ -39,9 +51,22 @@ package struct MovingNames: Hashable, Sendable {
         }
     }
 
-    /// Removes the private names: the new process's after a failure, the old one's after success.
+    /// Removes the private names: the new process's after a failure.
     package func removePrivate() {
         for entry in entries { FileNames.remove(entry.privatePath) }
+        removeDirectories()
+    }
+
+    /// Removes what was the old process's, after success.
+    package func removeOld() {
+        for entry in entries where (try? FileNames.status(of: entry.privatePath).inode) == entry.inode {
+            FileNames.remove(entry.privatePath)
+        }
+        removeDirectories()
+    }
+
+    /// Those in which nothing is left.
+    private func removeDirectories() {
         for directory in directories {
             for name in MoveChannel.files { FileNames.remove("\(directory)/\(name)") }
             FileNames.removeDirectory(directory)

@@ -7,12 +7,15 @@ extension Replacement {
     static let descriptorName = "sidestep-move"
 
     private var capabilities: [String] {
-        switch plan.strategy {
-        case .shared: ["events", "return-path", "x-ignore-shared"]
-        case .postcopy: ["events", "return-path", "postcopy-ram", "release-ram"]
+        // An old process that waits for the new one's last word runs its guest on when the new one dies, though the guest has run
+        // there; so where that starts by itself, it does not wait. Nor is anybody told of what happens while the guest stands still.
+        let followed = plan.startsByItself ? [] : ["events", "return-path"]
+        return switch plan.strategy {
+        case .shared: followed + ["x-ignore-shared"]
+        case .postcopy: followed + ["postcopy-ram", "release-ram"]
         // A guest that writes faster than it is copied is slowed down, more and more.
-        case .precopy: ["events", "return-path", "auto-converge"]
-        case .cpr: ["events", "return-path"]
+        case .precopy: followed + ["auto-converge"]
+        case .cpr: followed
         }
     }
 
@@ -99,6 +102,18 @@ extension Replacement {
             if plan.strategy == .postcopy { try command(source, "migrate-start-postcopy") }
         }
         UpgradeStep.moving.reached()
+        if plan.startsByItself {
+            try watch.awaitStart()
+            // From here on nothing can fail any more, and nothing of the following is waited for by the guest.
+            stopSource()
+            UpgradeStep.moved.reached()
+            for entry in rescue.names.give() {
+                notes.append(
+                    "\(entry.publicPath) is another file now: the new process serves it at \(entry.privatePath)")
+            }
+            UpgradeStep.running.reached()
+            return (try? watch.pauseMicroseconds()) ?? 0
+        }
         if plan.strategy == .postcopy {
             try watch.awaitArrival(isSentToo: true)
             UpgradeStep.running.reached()
@@ -119,8 +134,9 @@ extension Replacement {
         orders.append(
             rescue.wasRunning ? Order("cont") : Order("blockdev-set-active", ["active": true], mayFail: true))
         UpgradeStep.handed.reached()
-        try give(orders, to: destination)
+        let start = try give(orders, to: destination, destinationProcess)
         guard rescue.wasRunning else { return 0 }
+        watch.start = start?.microseconds
         let pause = (try? watch.pauseMicroseconds()) ?? 0
         UpgradeStep.running.reached()
         return pause
@@ -153,20 +169,41 @@ extension Replacement {
     }
 
     /// Sends all of them before the first is answered: QEMU runs them in order.
-    private func give(_ orders: [Order], to destination: QMPConnection) throws {
-        let sent = try destination.send(orders.map { ($0.name, $0.arguments) })
-        for (order, identifier) in zip(orders, sent) {
+    /// - Returns: The word with which QEMU lets the guest run. It stays unread, and so does what follows it.
+    private func give(_ orders: [Order], to destination: QMPConnection, _ process: OwnedDescriptor) throws -> QMPEvent?
+    {
+        var waiting = Array(zip(try destination.send(orders.map { ($0.name, $0.arguments) }), orders))
+        var failure: UpgradeFailure?
+        let deadline = monotonicNanoseconds() + Int64(request.limitSeconds) * 1_000_000_000
+        while !waiting.isEmpty {
+            let hasEnded = Rescue.hasEnded(process)
             do throws(QMPConnection.Failure) {
-                _ = try destination.awaitAnswer(
-                    timeoutMilliseconds: Int64(request.limitSeconds) * 1000, to: identifier)
-            } catch {
-                if let client = order.client, case .refused = error {
-                    notes.append("\(client): its client must connect again: \(error)")
-                } else if !order.mayFail {
-                    throw failed(order.name, error)
+                let start = try destination.findUnread(Rescue.start) { message in
+                    switch message {
+                    case .result(_, let identifier): waiting.removeAll { $0.0 == identifier }
+                    case .failure(let error, let identifier):
+                        guard let index = waiting.firstIndex(where: { $0.0 == identifier }) else { return }
+                        let order = waiting.remove(at: index).1
+                        if let client = order.client {
+                            notes.append("\(client): its client must connect again: \(error)")
+                        } else if !order.mayFail {
+                            failure = failed(order.name, .refused(error))
+                        }
+                    case .event, .greeting: break
+                    }
                 }
+                if let start { return start }
+            } catch { throw failed(waiting.first?.1.name ?? "cont", error) }
+            if let failure { throw failure }
+            if hasEnded { throw UpgradeFailure(.rolledBack, "the new process ended during the move") }
+            guard monotonicNanoseconds() < deadline else {
+                throw failed(waiting.first?.1.name ?? "cont", .timedOut)
+            }
+            if !waiting.isEmpty {
+                Readiness.awaitAny([destination.socket, process], timeoutMilliseconds: 250)
             }
         }
+        return nil
     }
 
     /// The source's end and the destination's.

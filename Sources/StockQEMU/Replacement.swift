@@ -104,6 +104,10 @@ package final class Replacement {
                     "the guest runs in process \(destination.processIdentifier), but the old one does not end")
             }
             UpgradeStep.ended.reached()
+            // A guest that ends by itself, and its process with it, has come to its end as it would have anywhere.
+            if case .signaled(let signal) = destination.wait(timeoutMilliseconds: 0) {
+                throw UpgradeFailure(.lost, "the new process was ended by signal \(signal) as soon as it ran the guest")
+            }
             return ReplacementReport(
                 oldProcess: discovery.process.identifier, newProcess: destination.processIdentifier,
                 strategy: plan.strategy, reason: plan.reason, pauseMicroseconds: pause,

@@ -52,6 +52,10 @@ package struct ReplacementPlan {
     /// Whether the guest's state must be mended on the way.
     var mendsTimers: Bool { discovery.facts.losesTimers && strategy != .postcopy }
 
+    /// Whether the new process runs the guest as soon as it has all of it, with nothing done in between. (With postcopy it runs it
+    /// before.)
+    var startsByItself: Bool { newCommandLine.startsByItself && strategy != .postcopy }
+
     /// From this version on `x-ignore-shared` passes over files alone, and would copy a memfd onto itself while the guest writes.
     static let sharesFilesOnly = QEMUVersion(8, 1)
 

@@ -5,8 +5,10 @@ package import QMPProtocol
 /// Ends an upgrade in one of its two ways, from whatever state it was left in: used by the upgrade itself when something fails,
 /// and by its guard when the upgrade's own process died.
 ///
-/// The new process never runs the guest before it is told to, by one command; so whether it does is what decides. Postcopy is the
-/// exception: the new process runs the guest by itself, and from then on there is one way only.
+/// Whether the guest has run in the new process is what decides. QEMU says so (`RESUME`) on its monitor before the first
+/// instruction, and as long as the old process is there that word is left unread in the monitor's socket, where the guard finds it
+/// too, also when the new process has died. With postcopy it is the old process's word that counts: from when RAM begins to leave
+/// there is one way only. See `Documentation/decisions/0007-who-runs-the-guest.md`.
 package struct Rescue {
     package var source: QMPConnection
     package var sourceProcess: OwnedDescriptor
@@ -24,6 +26,17 @@ package struct Rescue {
     package var parameters: JSONObject = [:]
     package var taps: [HeldTap] = []
 
+    package init(
+        source: QMPConnection, sourceProcess: OwnedDescriptor, wasRunning: Bool, isPostcopy: Bool = false,
+        names: MovingNames
+    ) {
+        self.source = source
+        self.sourceProcess = sourceProcess
+        self.wasRunning = wasRunning
+        self.isPostcopy = isPostcopy
+        self.names = names
+    }
+
     /// Where the guest is.
     package enum Outcome: String, Sendable { case stayed, moved, lost, undecided }
 
@@ -31,13 +44,57 @@ package struct Rescue {
     private static let postcopySecondsMax = 3600
 
     package func resolve() -> Outcome {
-        if Self.hasEnded(sourceProcess) { return destinationHasEnded ? .lost : destinationRuns ? finish() : .undecided }
+        if Self.hasEnded(sourceProcess) { return adopt() }
         if isPostcopy {
             if let outcome = followPostcopy() { return outcome }
-        } else if destinationRuns {
-            return finish()
+        } else if let destinationProcess {
+            // It stands still meanwhile, so that what is found stays true.
+            ProcessSignal.stop(destinationProcess, awaitMilliseconds: 5000)
+            if destinationHasStarted {
+                if destinationHasEnded { return giveUp() }
+                ProcessSignal.resume(destinationProcess)
+                return finish()
+            }
         }
         return rollBack()
+    }
+
+    /// The event with which QEMU tells that the guest is about to run.
+    static let start = "RESUME"
+
+    /// Whether the guest may have run in the new process, though it were for one instruction.
+    private var destinationHasStarted: Bool {
+        guard !isPostcopy, let destination, let event = try? destination.findUnread(Self.start) else { return false }
+        return event.name == Self.start
+    }
+
+    /// The old process is gone by itself: the guest is the new one's, if all of it has come; if not, that ends by itself.
+    private func adopt() -> Outcome {
+        for _ in 0..<60 {
+            if destinationHasEnded {
+                names.removePrivate()
+                return .lost
+            }
+            guard let destination, let answer = try? destination.run("query-status", timeoutMilliseconds: 5000) else {
+                return destinationHasEnded ? .lost : .undecided
+            }
+            switch answer["status"]?.stringValue {
+            case "running": return finish()
+            case "paused" where wasRunning: _ = try? destination.run("cont")
+            case "paused": return finish()
+            default: break
+            }
+            ProcessSignal.sleep(milliseconds: 50)
+        }
+        return .undecided
+    }
+
+    /// The guest ran in the new process, which is dead: what the old one has is not the guest any more, and must never run.
+    private func giveUp() -> Outcome {
+        ProcessSignal.kill(sourceProcess)
+        guard Self.hasEnded(sourceProcess, withinMilliseconds: 30_000) else { return .undecided }
+        names.removePrivate()
+        return .lost
     }
 
     var destinationHasEnded: Bool { destinationProcess.map { Self.hasEnded($0) } ?? true }
@@ -89,7 +146,8 @@ package struct Rescue {
     @discardableResult package func finish() -> Outcome {
         ProcessSignal.kill(sourceProcess)
         guard Self.hasEnded(sourceProcess, withinMilliseconds: 30_000) else { return .undecided }
-        names.removePrivate()
+        _ = names.give()
+        names.removeOld()
         // What was switched on for this move is not left on for the next one, which may be somebody else's.
         if let destination { try? Self.setCapabilities(capabilities, on: destination) }
         return .moved
@@ -101,6 +159,7 @@ package struct Rescue {
             ProcessSignal.kill(destinationProcess)
             guard Self.hasEnded(destinationProcess, withinMilliseconds: 30_000) else { return .undecided }
         }
+        if destinationHasStarted { return giveUp() }
         ProcessSignal.resume(sourceProcess)
         taps.forEach { $0.restore() }
         names.exchangeBack()

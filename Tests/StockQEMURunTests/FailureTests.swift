@@ -16,10 +16,10 @@ struct FailureTests {
         "guarded", "named", "started", "ready", "prepared", "moving", "moved", "renamed", "handed",
     ]
 
-    private let directory: TemporaryDirectory
-    private let disk: TestDisk
-    private let guest: StockGuest
-    private let process: CInt
+    let directory: TemporaryDirectory
+    let disk: TestDisk
+    let guest: StockGuest
+    let process: CInt
 
     init() throws {
         directory = try TemporaryDirectory()
@@ -37,7 +37,7 @@ struct FailureTests {
 
     /// The guest runs in the process it was in; its console's client was never cut off, QMP answers, the disk is locked, and
     /// nothing is left of the attempt.
-    private func expectUnharmed(_ after: String) throws {
+    func expectUnharmed(_ after: String) throws {
         #expect(try guest.console.ask("[ $x = kept ] && ! grep -qi bad /tmp/m").hasSuffix(" 0"), "\(after)")
         #expect(try guest.runner() == process, "\(after)")
         let monitor = try guest.monitor()
@@ -54,7 +54,7 @@ struct FailureTests {
         #expect(guest.processes().map(\.identifier) == [process], "\(after): processes")
     }
 
-    private func expectMove(to release: String) throws {
+    func expectMove(to release: String) throws {
         let answer = try guest.upgrade(to: StockQEMUBuild.pc(release))
         #expect(answer.isMoved, "\(answer.errors) \(answer.json.json)")
         #expect(try guest.console.ask("[ $x = kept ] && ! grep -qi bad /tmp/m").hasSuffix(" 0"))

@@ -108,6 +108,18 @@ final class StockGuest {
 
     func status() throws -> String { try monitor().run("query-status")["status"]?.stringValue ?? "" }
 
+    /// The console's client goes; returns when the guest's process knows that.
+    func disconnect() throws {
+        console.close()
+        waitUntil(seconds: 30) {
+            let devices = (try? monitor().run("query-chardev").arrayValue) ?? []
+            return devices.contains {
+                $0["label"]?.stringValue == "serial0"
+                    && $0["filename"]?.stringValue?.hasPrefix("disconnected:") == true
+            }
+        }
+    }
+
     func reconnect() throws { console = try Console(consolePath) }
 
     // MARK: The tool
@@ -211,6 +223,8 @@ final class Console {
     }
 
     deinit { StreamSocket.shutDown(socket) }
+
+    func close() { StreamSocket.shutDown(socket) }
 
     func type(_ text: String) throws { try StreamSocket.sendAll(Array(text.utf8), to: socket) }
 

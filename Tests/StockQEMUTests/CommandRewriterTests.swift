@@ -34,8 +34,7 @@ import Testing
         let object = new.options.first { $0.name == "object" }?.argument
         #expect(object == "memory-backend-file,id=ram,size=536870912,share=on,mem-path=/proc/self/fd/4")
         #expect(new.inherited == [4: 9])
-        #expect(new.options.filter { $0.name == "S" }.count == 1)
-        for name in ["incoming", "daemonize", "loadvm"] { #expect(!new.options.contains { $0.name == name }) }
+        for name in ["S", "incoming", "daemonize", "loadvm"] { #expect(!new.options.contains { $0.name == name }) }
     }
 
     @Test("a copy gets memory of its own, even from a shared file") func copies() throws {
@@ -126,10 +125,21 @@ import Testing
         #expect(try Self.rewrite(words, strategy: .postcopy, sockets: sockets).clients.isEmpty)
     }
 
-    @Test("postcopy alone starts a running guest by itself") func paused() throws {
+    @Test("a running guest starts by itself, but for one with clients to hand over, or with timers to mend")
+    func paused() throws {
+        let serial = ["-serial", "unix:/run/s,server=on,wait=off"]
+        let client = OpenSocket(descriptor: 20, isListening: false, local: "unix:/run/s", peer: "")
         for strategy in ReplacementStrategy.allCases where strategy != .cpr {
-            let new = try Self.rewrite([], strategy: strategy)
-            #expect(new.options.contains(.init("S")) == (strategy != .postcopy))
+            let alone = try Self.rewrite(serial, strategy: strategy)
+            #expect(alone.startsByItself && !alone.options.contains(.init("S")))
+            let clients = try Self.rewrite(serial, strategy: strategy, sockets: [client])
+            #expect(clients.startsByItself == (strategy == .postcopy))
+            #expect(clients.options.contains(.init("S")) == (strategy != .postcopy))
+            var timers = try Self.facts(Self.base)
+            timers.architecture = "riscv64"
+            var rewriter = CommandRewriter(
+                facts: timers, strategy: strategy, destinationVersion: QEMUVersion(10, 0), token: "T")
+            #expect(try rewriter.rewrite().startsByItself == (strategy == .postcopy))
         }
         var facts = try Self.facts(Self.base)
         facts.isRunning = false
