@@ -28,6 +28,8 @@ package final class Replacement {
     /// Passes the state, where it is mended on the way.
     var mendedState: MendedState?
     private var guardProcess: ChildProcess?
+    /// The old process may have stopped the guest.
+    private var hasBegun = false
 
     /// How long a guard that is not needed any more is waited for.
     private static let guardMillisecondsMax: CInt = 5000
@@ -90,6 +92,7 @@ package final class Replacement {
             try awaitDestination(destination)
             let started = monotonicNanoseconds()
             UpgradeStep.ready.reached()
+            hasBegun = true
             let pause = try move()
             let moved = monotonicNanoseconds()
             // From here on the guest is the new process's, and nothing is left that could fail for it.
@@ -122,7 +125,8 @@ package final class Replacement {
     private func failure(_ error: any Error, _ destination: ChildProcess) -> UpgradeFailure {
         var text = (error as? UpgradeFailure)?.description ?? "\(error)"
         if !rescue.destinationHasEnded, let reason = mendedState?.failure() { text += ": \(reason)" }
-        if rescue.destinationHasEnded, let explanation = explain() { text += ": \(explanation)" }
+        // While the guest may stand still nobody waits for words.
+        if !hasBegun, rescue.destinationHasEnded, let explanation = explain() { text += ": \(explanation)" }
         switch rescue.resolve() {
         case .stayed:
             return UpgradeFailure(

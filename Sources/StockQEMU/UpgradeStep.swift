@@ -15,13 +15,13 @@ package enum UpgradeStep: String, Hashable, Sendable, CaseIterable {
     case prepared
     /// The old process was told to move.
     case moving
-    /// The guest stands still, all of it is in both processes, and the old one is stopped.
+    /// All of the guest is in the new process, which runs it by itself or waits, and the old one is stopped.
     case moved
     /// The new process has the names.
     case renamed
     /// The new process is about to be told to take the clients and to run.
     case handed
-    /// The new process was told to run the guest.
+    /// The new process runs the guest, and has the names.
     case running
     /// The old process is gone.
     case ended
