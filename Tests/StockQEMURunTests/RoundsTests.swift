@@ -34,7 +34,7 @@ struct RoundsTests {
                 releases: ["7.2", "10.0", "10.0"] + (isFull ? [String](repeating: "10.0", count: 8) : [])),
         ] + (isFull ? [Journey(machine: "q35", network: .tap, releases: [String](repeating: "7.2", count: 11))] : [])
 
-    /// Serves a file slowly, so that the transfer is longer than the journey.
+    /// Serves a file slowly until a file `journeyed` says that it may be over.
     private func serve(
         _ file: String, chunks: Int, address: String, in network: PrivateNetwork, _ directory: TemporaryDirectory
     ) throws -> RunningProgram {
@@ -45,7 +45,7 @@ struct RoundsTests {
             while [ $n -lt \(chunks) ]; do
                 dd if='\(file)' bs=64k skip=$n count=1 2>/dev/null
                 n=$((n + 1))
-                sleep 0.05
+                [ -e '\(directory.file("journeyed"))' ] || sleep 0.4
             done
             """
         try directory.write(Array(script.utf8), to: "serve")
@@ -139,6 +139,7 @@ struct RoundsTests {
             if try guest.console.ask("[ ! -s /tmp/d ]").hasSuffix(" 0") { movesDuring += 1 }
         }
         #expect(movesDuring >= 2, "the transfer was over too early to show anything")
+        try directory.write([], to: "journeyed")
         try guest.console.type("while [ ! -s /tmp/d ]; do sleep 1; done; cat /tmp/d\n")
         #expect(try guest.console.output.wait(for: "DOWNLOAD ", seconds: 400).contains("DOWNLOAD OK"))
         #expect(server.errors.text.split(separator: "\n").count { $0.contains("accepting connection") } == 1)
