@@ -111,6 +111,12 @@ int shim_fallocate(int descriptor, int mode, long long offset, long long byteCou
     return fallocate(descriptor, mode, offset, byteCount);
 }
 
+long long shim_resident_pages(int descriptor, unsigned long long offset, unsigned long long byteCount) {
+    unsigned long long range[2] = {offset, byteCount}, statistics[5];  // struct cachestat_range, struct cachestat
+    if (syscall(451 /* SYS_cachestat on every architecture */, descriptor, range, statistics, 0) < 0) { return -1; }
+    return (long long)statistics[0];
+}
+
 int shim_fork(void) { return fork(); }
 
 int shim_become_subreaper(void) { return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); }

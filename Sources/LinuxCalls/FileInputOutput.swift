@@ -39,6 +39,13 @@ extension OwnedDescriptor {
         UInt64(try retrying("lseek") { lseek(rawValue, 0, SEEK_END) })
     }
 
+    /// How many pages of a part of a file are in memory, whether written or only allotted; nil where nobody can tell (before Linux
+    /// 6.5). Its cost grows with `range` alone. The corresponding system call is `cachestat`.
+    package func residentPageCount(in range: Range<Int>) -> Int? {
+        let count = shim_resident_pages(rawValue, UInt64(range.lowerBound), UInt64(range.count))
+        return count < 0 ? nil : Int(count)
+    }
+
     /// The same file opened anew, with file status flags of its own: making this one non-blocking disturbs nobody who
     /// shares the first. Works for terminals, pipes and files, not for sockets. Source: proc(5), `/proc/self/fd`.
     package func reopened(flags: CInt) throws(SystemCallError) -> OwnedDescriptor {

@@ -72,6 +72,13 @@ package final class HostThread: Sendable {
         return body()
     }
 
+    /// From now on the calling thread runs when no other wants a processor, and no other is kept from one by it (SCHED_IDLE). The
+    /// corresponding C function is `sched_setscheduler`.
+    package static func yieldToEverybody() {
+        var parameters = sched_param()
+        unsafe _ = sched_setscheduler(0, SHIM_SCHED_IDLE, &parameters)
+    }
+
     /// The signal used to break blocking calls; its handler does nothing.
     package static let interruptSignal = SIGUSR1
 

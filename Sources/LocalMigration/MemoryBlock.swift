@@ -31,7 +31,7 @@ import MigrationChannels
         let byteCount = block.byteCount
         mapping = try MigrationFailure.wrapping { try OwnedMapping(byteCount: byteCount, descriptor: file) }
         // What is not done after a moment is done beside whatever comes next; see decision 0004.
-        ReceivedMemory.populateSoon(mapping, of: file)
+        PageTables.populateSoon(mapping, of: file)
     }
 
     /// The memory. Valid as long as the block lives; after a hand-over the successor writes to it.

@@ -73,21 +73,46 @@ import Testing
         #expect(throws: HandoverError.self) { try OwnershipWord(adopting: good) }
     }
 
-    @Test("populating fills the page tables for what holds data and leaves holes alone")
-    func populate() throws {
-        let file = try MemoryFile.create(name: "ram", byteCount: 64 << 20)
-        let mapping = try OwnedMapping(byteCount: 64 << 20, descriptor: file)
-        for page in [0, 1, 700] { mapping.base.storeBytes(of: 1, toByteOffset: page * 4096, as: UInt8.self) }
-        let second = try OwnedMapping(byteCount: 64 << 20, descriptor: file)
-        #expect(ReceivedMemory.populate(second, of: file, until: 0) == 0, "no time: all is left")
-        #expect(ReceivedMemory.populate(second, of: file) == nil)
+    @Test("populating fills the page tables for what holds data and leaves holes alone", arguments: PopulatedCase.all)
+    func populate(_ which: PopulatedCase) throws {
+        let byteCount = 64 << 20
+        let file = try MemoryFile.create(name: "ram", byteCount: byteCount)
+        let mapping = try OwnedMapping(byteCount: byteCount, descriptor: file)
+        if let allotted = which.allotted {
+            #expect(posix_fallocate(file.rawValue, 0, off_t(allotted.upperBound * 4096)) == 0)
+        }
+        for page in which.written { mapping.base.storeBytes(of: 1, toByteOffset: page * 4096, as: UInt8.self) }
+        let before = blockCount(of: file)
+        let second = try OwnedMapping(byteCount: byteCount, descriptor: file)
+        #expect(PageTables.populate(second, of: file, until: 0) == 0, "no time: all is left")
+        #expect(PageTables.populate(second, of: file) == nil)
         let pageMap = try OwnedDescriptor.open("/proc/self/pagemap", flags: O_RDONLY)
-        for page in [0, 1, 700] {
+        for page in which.written {
             var entry: UInt64 = 0
             #expect(pread(pageMap.rawValue, &entry, 8, off_t((Int(bitPattern: second.base) / 4096 + page) * 8)) == 8)
             #expect(entry >> 63 == 1, "page \(page) is not mapped")
         }
+        #expect(blockCount(of: file) == before, "holes stay holes")
+    }
+
+    private func blockCount(of file: OwnedDescriptor) -> Int {
         var status = stat()
-        #expect(fstat(file.rawValue, &status) == 0 && status.st_blocks * 512 <= 8 << 20)
+        #expect(fstat(file.rawValue, &status) == 0)
+        return Int(status.st_blocks)
+    }
+
+    struct PopulatedCase: Sendable, CustomTestStringConvertible {
+        let testDescription: String
+        let written: [Int]
+        var allotted: Range<Int>?
+
+        static let all = [
+            PopulatedCase(testDescription: "a few pages", written: [0, 1, 700]),
+            PopulatedCase(testDescription: "all", written: Array(0..<16384)),
+            PopulatedCase(testDescription: "every other", written: Array(stride(from: 1, to: 16384, by: 2))),
+            PopulatedCase(
+                testDescription: "all but one in each piece", written: (0..<16384).filter { $0 % 1024 != 500 }),
+            PopulatedCase(testDescription: "allotted before holes", written: [700, 1023, 5000], allotted: 0..<600),
+        ]
     }
 }

@@ -42,6 +42,7 @@ static const unsigned int SHIM_SPLICE_F_MOVE = 1, SHIM_SPLICE_F_NONBLOCK = 2, SH
 static const int SHIM_SEEK_DATA = 3, SHIM_SEEK_HOLE = 4;
 static const int SHIM_IFF_TAP = 2, SHIM_IFF_NO_PI = 0x1000, SHIM_IFF_VNET_HDR = 0x4000;
 static const int SHIM_MADV_POPULATE_READ = 22, SHIM_MADV_POPULATE_WRITE = 23;
+static const int SHIM_SCHED_IDLE = 5;
 static const int SHIM_FALLOC_FL_KEEP_SIZE = 1, SHIM_FALLOC_FL_PUNCH_HOLE = 2, SHIM_FALLOC_FL_ZERO_RANGE = 16;
 
 int shim_eventfd(void);
@@ -58,6 +59,8 @@ int shim_epoll_wait(int epoll, struct shim_ready *ready, int count, int timeout_
 int shim_set_thread_name(const char *name);
 int shim_pipe(int ends[2]);
 int shim_fallocate(int descriptor, int mode, long long offset, long long byteCount);
+/// cachestat(2): how many pages of a part of a file are in memory; -1 with ENOSYS before Linux 6.5.
+long long shim_resident_pages(int descriptor, unsigned long long offset, unsigned long long byteCount);
 /// fork(2); only while the process has one thread.
 int shim_fork(void);
 /// prctl(PR_SET_CHILD_SUBREAPER): orphaned descendants become this process's children.

@@ -103,7 +103,7 @@ final class ArrivingMemory: Sendable {
         let deadline = monotonicNanoseconds() + 20_000_000
         for block in blocks {
             guard files[block.name] != nil, let file = block.file else { continue }
-            ReceivedMemory.populateSoon(block.mapping, of: file, until: deadline)
+            PageTables.populateSoon(block.mapping, of: file, until: deadline)
         }
     }
 

@@ -301,7 +301,7 @@ final class MigrationControl: @unchecked Sendable {
         var configuration = withSharedBlocks(configuration)
         configuration.staysPaused = supervisor.configuration.isPaused
         for block in supervisor.guest.ramBlocks where configuration.sharedBlocks.contains(block.name) {
-            if let file = block.file { ReceivedMemory.populateSoon(block.mapping, of: file) }
+            if let file = block.file { PageTables.populateSoon(block.mapping, of: file) }
         }
         // A file says by itself where its pages are.
         if MappedRAMDestination.isAnnounced(in: transport) { configuration.capabilities.insert(.mappedRAM) }

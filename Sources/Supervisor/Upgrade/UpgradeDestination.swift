@@ -27,7 +27,7 @@ final class UpgradeDestination: HandoverReceiver {
     private var held: Int64?
     private var processorNanoseconds: Int64 = 0
     /// Where the page tables are still to be filled.
-    private var unpopulated: [(block: RAMBlock, start: Int)] = []
+    private var unpopulated: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)] = []
     private let program: String
 
     /// How long page tables are filled before the guest moves. What is left is filled behind the running guest.
@@ -94,9 +94,9 @@ final class UpgradeDestination: HandoverReceiver {
                 throw Refusal("RAM block \(block.name) has another size here")
             }
             if plan.strategy == nil, let file = block.file,
-                let rest = ReceivedMemory.populate(block.mapping, of: file, until: deadline)
+                let rest = PageTables.populate(block.mapping, of: file, until: deadline)
             {
-                unpopulated.append((block, rest))
+                unpopulated.append((block.mapping, file, rest))
             }
         }
         let guest = VirtGuest(machine: machine, events: events, backends: backends)
@@ -182,7 +182,6 @@ final class UpgradeDestination: HandoverReceiver {
     /// What can wait until the guest runs: the world learns who runs it, and the monitor's clients are served again.
     func settle(_ times: HandoverTimes) throws {
         guard let supervisor, let guest, let description else { return }
-        populateRest()
         keeper?.becomeRunner()
         try? supervisor.directory.writeProcessIdentifier()
         let report = UpgradeReport(
@@ -192,6 +191,7 @@ final class UpgradeDestination: HandoverReceiver {
             sent: sentMemory, held: held, processorNanoseconds: processorNanoseconds + sentMemory.processorNanoseconds)
         let runState: RunState = clockOffset != nil ? .running : description.runState
         loop.sync {
+            supervisor.upgradeEquipment?.population = BackgroundPopulation(unpopulated)
             supervisor.arrive(as: runState) {
                 supervisor.migration.report = report.migration
                 supervisor.server.resume()
@@ -199,18 +199,6 @@ final class UpgradeDestination: HandoverReceiver {
                 supervisor.server.refuseInherited(
                     QMPError("the guest changed process while this command waited its turn; it was not begun"))
                 supervisor.announce(.migration, ["status": "completed"])
-            }
-        }
-    }
-
-    /// In the background: whatever the guest touches first, it maps itself.
-    private func populateRest() {
-        let rest = unpopulated
-        unpopulated = []
-        guard !rest.isEmpty else { return }
-        _ = try? HostThread(name: "populate") {
-            for (block, start) in rest {
-                if let file = block.file { ReceivedMemory.populate(block.mapping, of: file, from: start) }
             }
         }
     }

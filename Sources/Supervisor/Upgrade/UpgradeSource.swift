@@ -147,5 +147,7 @@ final class UpgradeSource: HandoverSubject {
     func release() {
         memory?.release()
         supervisor.loop.sync { self.supervisor.server.release() }
+        let deadline = monotonicNanoseconds() + 1_000_000_000
+        for block in guest.ramBlocks { PageTables.clear(block.mapping, until: deadline) }
     }
 }

@@ -84,7 +84,7 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
         self.file = file
         memory = try ProbeMemory(file)
         shared[.destinationProcess] = UInt64(getpid())
-        ReceivedMemory.populate(try OwnedMapping(byteCount: block.byteCount, descriptor: file), of: file)
+        PageTables.populate(try OwnedMapping(byteCount: block.byteCount, descriptor: file), of: file)
     }
 
     func load(part: [UInt8]) throws {

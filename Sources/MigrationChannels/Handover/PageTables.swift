@@ -1,0 +1,119 @@
+import CLinuxShims
+import Glibc
+package import LinuxCalls
+import Synchronization
+
+/// A process's page tables for memory that another process had before, or has from now on.
+///
+/// For 8 GiB there are two million entries: a second's work to make, a tenth of that to clear, and a host's scheduler lets whoever
+/// has a processor keep it for milliseconds. So all of it goes in pieces, and between them the guest comes first.
+package enum PageTables {
+    /// Fills this process's page tables for the parts of a mapping that hold data, so that the guest meets no page fault;
+    /// holes stay holes, so that no memory is allocated.
+    ///
+    /// Pages are asked for as if to be read: the kernel then maps those around each as well, several times faster, and in
+    /// a shared mapping of a memory file they can be written at once. The corresponding calls are `cachestat` and
+    /// `lseek(SEEK_DATA)`, which tell where data are, and `madvise(MADV_POPULATE_READ)`; a kernel without the last (before 5.14)
+    /// is no error, the guest then takes the faults itself. The guest may be running elsewhere on this host: between any two pieces
+    /// it gets the processor if it waits for it.
+    /// - Parameters:
+    ///   - start: Where to begin, in bytes.
+    ///   - deadline: When to stop, CLOCK_MONOTONIC in nanoseconds.
+    /// - Returns: Where to go on; nil when all of it is done.
+    @discardableResult
+    package static func populate(
+        _ mapping: OwnedMapping, of file: OwnedDescriptor, from start: Int = 0, until deadline: Int64 = .max
+    ) -> Int? {
+        var position = start
+        while position < mapping.byteCount {
+            if monotonicNanoseconds() >= deadline { return position }
+            let end = min(mapping.byteCount, (position / pieceByteCount + 1) * pieceByteCount)
+            guard let next = populate(mapping, of: file, piece: position..<end) else { return nil }
+            position = next
+            sched_yield()
+        }
+        return nil
+    }
+
+    /// Fills one piece. Looking for the end of data, the kernel walks over every page of them, far beyond this piece; so it is asked only when the
+    /// data end in here.
+    /// - Returns: Where to go on; nil when there is no data behind the piece, or nothing can be done.
+    private static func populate(_ mapping: OwnedMapping, of file: OwnedDescriptor, piece: Range<Int>) -> Int? {
+        var position = piece.lowerBound
+        var residentCount = file.residentPageCount(in: piece) ?? 0
+        while position < piece.upperBound {
+            var next = piece.upperBound
+            if residentCount < (next - position) / hostPageSize {
+                let data = Int(lseek(file.rawValue, off_t(position), SHIM_SEEK_DATA)) / hostPageSize * hostPageSize
+                if data < 0 { return nil }  // ENXIO: no data behind this point
+                if data >= next { return data }
+                if data > position {
+                    position = data
+                    // What was stepped over may have been allotted and never written: it is no data, and it was counted.
+                    residentCount = file.residentPageCount(in: position..<next) ?? 0
+                    continue
+                }
+                let end = Int(lseek(file.rawValue, off_t(position), SHIM_SEEK_HOLE))
+                next = min(next, max(end, position + hostPageSize))
+            }
+            let byteCount = next - position
+            guard (try? mapping.advise(offset: position, byteCount: byteCount, SHIM_MADV_POPULATE_READ)) != nil else {
+                return nil
+            }
+            residentCount -= byteCount / hostPageSize
+            position = next
+        }
+        return position
+    }
+
+    /// Fills page tables for a moment, and what is left then on a thread beside.
+    package static func populateSoon(
+        _ mapping: OwnedMapping, of file: OwnedDescriptor, until deadline: Int64 = monotonicNanoseconds() + 20_000_000
+    ) {
+        guard let rest = populate(mapping, of: file, until: deadline) else { return }
+        _ = BackgroundPopulation([(mapping, file, start: rest)])
+    }
+
+    /// Clears this process's page tables for memory that it has no more use for, and frees what only it had. A process that ends
+    /// would do it all at once, on whichever thread ends last. What touches the memory all the same finds it mapped.
+    /// The corresponding C function is `madvise` with `MADV_DONTNEED`.
+    /// - Parameter deadline: When to leave the rest to the end of the process, CLOCK_MONOTONIC in nanoseconds.
+    package static func clear(_ mapping: OwnedMapping, until deadline: Int64) {
+        var position = 0
+        while position < mapping.byteCount, monotonicNanoseconds() < deadline {
+            let byteCount = min(clearedByteCount, mapping.byteCount - position)
+            guard (try? mapping.advise(offset: position, byteCount: byteCount, MADV_DONTNEED)) != nil else { return }
+            position += byteCount
+            sched_yield()
+        }
+    }
+
+    /// What is filled at a time: about a tenth of a millisecond's work, in which nobody else can change the process's mappings.
+    private static let pieceByteCount = 512 << 10
+    /// What is cleared at a time, for as long.
+    private static let clearedByteCount = 8 << 20
+}
+
+/// Fills page tables on a thread of its own, for as long as nobody else wants the processor.
+package final class BackgroundPopulation: Sendable {
+    private let isToEnd = Atomic<Bool>(false)
+
+    /// Without a thread for it, whoever touches the memory takes the faults.
+    /// - Parameter rest: For each mapping where ``PageTables/populate(_:of:from:until:)`` stopped.
+    package init(_ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)]) {
+        guard !rest.isEmpty else { return }
+        _ = try? HostThread(name: "populate") { [self] in
+            HostThread.yieldToEverybody()
+            for (mapping, file, start) in rest {
+                var next: Int? = start
+                while let position = next, !isToEnd.load(ordering: .relaxed) {
+                    next = PageTables.populate(
+                        mapping, of: file, from: position, until: monotonicNanoseconds() + 1_000_000)
+                }
+            }
+        }
+    }
+
+    /// Leaves what is not filled to page faults.
+    package func stop() { isToEnd.store(true, ordering: .relaxed) }
+}
