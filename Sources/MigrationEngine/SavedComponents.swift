@@ -30,10 +30,11 @@ package enum SavedComponents {
     /// Gives components their state as it comes, one part after the other.
     package struct Reader {
         private var register: SectionRegister
-        private var reader = StreamReader.resumed()
+        private var reader: StreamReader
 
         package init(_ components: [any StatefulComponent]) {
             register = SectionRegister(components: components, layouts: [.native])
+            reader = .resumed(sectionCount: components.count)
         }
     }
 }

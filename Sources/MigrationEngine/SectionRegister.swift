@@ -9,9 +9,16 @@ package struct SectionRegister {
         let instance: UInt32
     }
 
-    private var components: [Key: any StatefulComponent] = [:]
-    private var order: [Key] = []
-    private var received: Set<Key> = []
+    private struct Entry {
+        let key: Key
+        let component: any StatefulComponent
+        var isReceived = false
+    }
+
+    private var entries: [Entry] = []
+    private var indices: [Key: Int] = [:]
+    /// Behind the section that came last: sections mostly come in the order in which they are expected.
+    private var next = 0
     /// Layouts that fit every section seen so far, the preferred one first.
     package private(set) var candidates: [StateLayout]
 
@@ -20,11 +27,10 @@ package struct SectionRegister {
         candidates = layouts
         for component in components {
             let key = Key(name: component.sectionName, instance: component.instance)
-            precondition(self.components[key] == nil, "two components are called \(key.name) \(key.instance)")
-            self.components[key] = component
-            order.append(key)
+            precondition(indices[key] == nil, "two components are called \(key.name) \(key.instance)")
+            indices[key] = entries.count
+            entries.append(Entry(key: key, component: component))
         }
-        received.reserveCapacity(order.count)
     }
 
     /// The layout to read the next section in.
@@ -35,13 +41,15 @@ package struct SectionRegister {
         -> any StatefulComponent
     {
         let key = Key(name: name, instance: instance)
-        guard let component = components[key] else {
+        let isNext = next < entries.count && entries[next].key == key
+        guard let index = isNext ? next : indices[key] else {
             throw MigrationError(
                 .unknownSection, in: .switchover,
                 "this machine has no section \(Self.text(key)) (version \(version)); give it that device, or start the "
                     + "source without it")
         }
-        guard !received.contains(key) else {
+        let component = entries[index].component
+        guard !entries[index].isReceived else {
             throw MigrationError(
                 .doubledSection, in: .switchover,
                 "section \(Self.text(key)) came twice; the stream is damaged, take it from the source again")
@@ -53,19 +61,24 @@ package struct SectionRegister {
                 "section \(Self.text(key)) has version \(version), known are \(range.lowerBound) to \(range.upperBound); "
                     + "the source is a release that is not understood here")
         }
-        received.insert(key)
-        let fitting = candidates.filter { component.sectionVersion(for: $0) == version }
-        if !fitting.isEmpty { candidates = fitting }
+        entries[index].isReceived = true
+        next = index + 1
+        if candidates.count > 1 {
+            let fitting = candidates.filter { component.sectionVersion(for: $0) == version }
+            if !fitting.isEmpty { candidates = fitting }
+        }
         return component
     }
 
     /// Throws unless some layout that fits what came has all its sections.
     package func requireAll() throws(MigrationError) {
+        let missing = entries.filter { !$0.isReceived }
+        if missing.isEmpty { return }
         var fewest: [String]?
         for layout in candidates {
-            let missing = order.filter { !received.contains($0) && components[$0]!.sectionVersion(for: layout) != nil }
-            if missing.isEmpty { return }
-            if fewest == nil || missing.count < fewest!.count { fewest = missing.map(Self.text) }
+            let needed = missing.filter { $0.component.sectionVersion(for: layout) != nil }
+            if needed.isEmpty { return }
+            if fewest == nil || needed.count < fewest!.count { fewest = needed.map { Self.text($0.key) } }
         }
         guard let fewest else { return }
         throw MigrationError(
@@ -76,9 +89,9 @@ package struct SectionRegister {
 
     /// What each section that came and is not needed holds.
     package var surplus: [String] {
-        order.compactMap { key in
-            guard received.contains(key), let text = components[key]?.surplus else { return nil }
-            return "section \(Self.text(key)) was read and left out: \(text)"
+        entries.compactMap { entry in
+            guard entry.isReceived, let text = entry.component.surplus else { return nil }
+            return "section \(Self.text(entry.key)) was read and left out: \(text)"
         }
     }
 

@@ -131,6 +131,16 @@
         return text
     }
 
+    /// Whether exactly this text stands `distance` bytes ahead, behind its length byte; false also when not all of it is here.
+    package func hasShortString(_ text: String, at distance: Int) -> Bool {
+        let byteCount = text.utf8.count
+        guard distance >= 0, distance + 1 + byteCount <= end - position,
+            unsafe base.load(fromByteOffset: position + distance, as: UInt8.self) == byteCount
+        else { return false }
+        return unsafe text.utf8.elementsEqual(
+            UnsafeRawBufferPointer(start: base + position + distance + 1, count: byteCount))
+    }
+
     /// Text of a known length: never empty, no NUL, valid UTF-8.
     package mutating func readText(_ byteCount: Int) throws(StreamError) -> String {
         let start = offset

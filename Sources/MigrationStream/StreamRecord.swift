@@ -86,8 +86,10 @@ package struct StreamReader: Sendable {
     }
 
     /// A reader for a run of records without header: the channel of a resumed postcopy.
-    package static func resumed(limits: StreamLimits = StreamLimits()) -> StreamReader {
+    /// - Parameter sectionCount: How many sections will come, as far as that is known.
+    package static func resumed(limits: StreamLimits = StreamLimits(), sectionCount: Int = 0) -> StreamReader {
         var reader = StreamReader(limits: limits)
+        reader.sections.reserveCapacity(sectionCount)
         reader.place = .records
         return reader
     }

@@ -110,17 +110,21 @@ package final class VMStateDecoder: StateCoder {
     package func subsections(_ list: [Subsection]) throws(StateError) {
         precondition(!hasSubsections, "subsections are coded once")
         hasSubsections = true
-        var taken: Set<String> = []
-        while let name = try peekSubsectionName() {
-            guard let subsection = list.first(where: { $0.name == name }) else {
+        var taken = [Bool](repeating: false, count: list.count)
+        while try subsectionBegins() {
+            // Names are compared in place: this is part of a guest's pause.
+            guard let index = list.firstIndex(where: { cursor.hasShortString($0.name, at: 1) }) else {
+                guard let name = try peekSubsectionName() else { return }
                 guard depth > 0 else { throw .unknownSubsection(component: component, name: name) }
                 return  // perhaps the parent's: those stand after ours
             }
-            guard taken.insert(name).inserted else {
-                throw .invalid(component: component, field: name, value: "present twice")
+            let subsection = list[index]
+            guard !taken[index] else {
+                throw .invalid(component: component, field: subsection.name, value: "present twice")
             }
+            taken[index] = true
             do throws(StreamError) {
-                try cursor.skip(2 + name.utf8.count)
+                try cursor.skip(2 + subsection.name.utf8.count)
                 let found = try cursor.readInteger(as: UInt32.self)
                 guard found <= subsection.version else {
                     throw StreamError(.unsupportedVersion(found), at: cursor.offset - 4)
@@ -131,11 +135,17 @@ package final class VMStateDecoder: StateCoder {
         hasSubsections = true
     }
 
+    private func subsectionBegins() throws(StateError) -> Bool {
+        do throws(StreamError) { return try cursor.peekByte() == RecordType.subsection.rawValue } catch {
+            throw failure(error)
+        }
+    }
+
     /// The name of the subsection that begins here; nil when none does.
     private func peekSubsectionName() throws(StateError) -> String? {
+        guard try subsectionBegins() else { return nil }
         var ahead = cursor
         do throws(StreamError) {
-            guard try ahead.peekByte() == RecordType.subsection.rawValue else { return nil }
             try ahead.skip(1)
             return try ahead.readShortString()
         } catch { throw failure(error) }

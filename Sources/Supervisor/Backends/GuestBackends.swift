@@ -171,22 +171,32 @@ package final class GuestBackends: @unchecked Sendable {
 
     /// The other end of ``handOverState()``. Nothing is touched before the machine's devices resume.
     func adoptState(_ all: [(String, BackendHandover)]) throws {
-        var rest = Dictionary(all.map { ($0.0, $0.1) }, uniquingKeysWith: { first, _ in first })
-        guard rest.count == all.count, let handover = rest.removeValue(forKey: "console") else {
-            throw Refusal("the console did not come along")
-        }
-        let adopted = try AdoptedBackend.console(handover, loop: loop, quit: quit)
-        console = adopted
-        lateConsole?.adopt(adopted)
-        for late in lateNetworks {
-            guard let handover = rest.removeValue(forKey: late.identifier) else {
-                throw Refusal("\(late.identifier) did not come along")
+        (console, networks) = try Self.adopt(all, console: lateConsole, networks: lateNetworks, loop: loop, quit: quit)
+    }
+
+    private static func adopt(
+        _ all: [(String, BackendHandover)], console lateConsole: LateConsole?,
+        networks lateNetworks: [(identifier: String, backend: LateNetwork)], loop: EventLoop,
+        quit: @escaping @Sendable () -> Void
+    ) throws -> (Console, [(identifier: String, backend: Network)]) {
+        var rest = all
+        func take(_ name: String) throws(Refusal) -> BackendHandover {
+            guard let index = rest.firstIndex(where: { $0.0 == name }) else {
+                throw Refusal("\(name) did not come along")
             }
-            let backend = try AdoptedBackend.network(handover, loop: loop)
-            networks.append((late.identifier, backend))
-            late.backend.adopt(backend)
+            return rest.remove(at: index).1
         }
-        guard rest.isEmpty else { throw Refusal("\(rest.keys.sorted().joined(separator: ", ")): no such device here") }
+        let console = try AdoptedBackend.console(try take("console"), loop: loop, quit: quit)
+        lateConsole?.adopt(console)
+        let networks = try lateNetworks.map { late in
+            let backend = try AdoptedBackend.network(try take(late.identifier), loop: loop)
+            late.backend.adopt(backend)
+            return (late.identifier, backend)
+        }
+        guard rest.isEmpty else {
+            throw Refusal("\(rest.map(\.0).joined(separator: ", ")): no such device here, or it came twice")
+        }
+        return (console, networks)
     }
 
     /// Does what the hand-over of a console and a network does at both ends, with some that nobody can reach. What a process
@@ -195,12 +205,12 @@ package final class GuestBackends: @unchecked Sendable {
         var parcel = BackendParcel()
         parcel.add("console", try SocketConsole.unreachable(loop: loop).handOver())
         parcel.add("network", try StreamSocketBackend.unreachable(loop: loop).handOver())
-        let handovers = try BackendParcel(parcel.blobs.bytes, parcel.descriptors).unpack()
         let (console, network) = (LateConsole(), LateNetwork())
         console.connect(input: { $0.count }, writable: {})
         unsafe network.connect(receive: { _ in true }, writable: {})
-        console.adopt(try AdoptedBackend.console(handovers[0].1, loop: loop, quit: {}))
-        network.adopt(try AdoptedBackend.network(handovers[1].1, loop: loop))
+        _ = try Self.adopt(
+            try BackendParcel(parcel.blobs.bytes, parcel.descriptors).unpack(), console: console,
+            networks: [("network", network)], loop: loop, quit: {})
         console.resume()
         network.resume()
         loop.barrier()

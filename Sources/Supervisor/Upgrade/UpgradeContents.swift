@@ -8,35 +8,43 @@ import QMPProtocol
 /// Named blobs in one: u32 count, then per blob u32 name length, name, u64 length, bytes; big-endian. What comes from the
 /// predecessor is judged like anything else from outside.
 struct NamedBlobs {
-    private(set) var names: [String] = []
-    private var blobs: [String: [UInt8]] = [:]
+    /// In order; there are so few that looking through them is quicker than hashing.
+    private var entries: [(name: String, bytes: [UInt8])] = []
 
-    init() {}
+    init() { entries.reserveCapacity(8) }
+
+    var names: [String] { entries.map(\.name) }
 
     subscript(name: String) -> [UInt8]? {
-        get { blobs[name] }
+        get { entries.first { $0.name == name }?.bytes }
         set {
-            if blobs[name] == nil { names.append(name) }
-            blobs[name] = newValue
+            let index = entries.firstIndex { $0.name == name }
+            switch (index, newValue) {
+            case (let index?, let bytes?): entries[index].bytes = bytes
+            case (let index?, nil): entries.remove(at: index)
+            case (nil, let bytes?): entries.append((name, bytes))
+            case (nil, nil): break
+            }
         }
     }
 
     var bytes: [UInt8] {
-        var writer = ByteWriter(capacity: names.reduce(4) { $0 + 12 + $1.utf8.count + blobs[$1]!.count })
-        writer.integer(UInt32(names.count))
-        for name in names {
-            writer.text(name, countedBy: UInt32.self)
-            writer.blob(blobs[name]!)
+        var writer = ByteWriter(capacity: entries.reduce(4) { $0 + 12 + $1.name.utf8.count + $1.bytes.count })
+        writer.integer(UInt32(entries.count))
+        for entry in entries {
+            writer.text(entry.name, countedBy: UInt32.self)
+            writer.blob(entry.bytes)
         }
         return writer.bytes
     }
 
     init(_ bytes: [UInt8]) throws(Refusal) {
+        self.init()
         var reader = ByteReader(bytes, of: "what the predecessor sent")
         for _ in 0..<(try reader.count(of: 12, countedBy: UInt32.self)) {
             let name = try reader.text(countedBy: UInt32.self)
-            guard blobs[name] == nil else { throw Refusal("the predecessor sent \(name) twice") }
-            self[name] = try reader.blob()
+            guard self[name] == nil else { throw Refusal("the predecessor sent \(name) twice") }
+            entries.append((name, try reader.blob()))
         }
         try reader.finish()
     }
@@ -49,7 +57,7 @@ struct NamedBlobs {
     }
 
     func integer(_ name: String) throws(Refusal) -> Int64? {
-        guard let blob = blobs[name] else { return nil }
+        guard let blob = self[name] else { return nil }
         var reader = ByteReader(blob, of: "the guest's \(name)")
         let value: Int64 = try reader.integer()
         try reader.finish()
