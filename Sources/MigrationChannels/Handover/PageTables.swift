@@ -44,8 +44,9 @@ package enum PageTables {
         while position < piece.upperBound {
             var next = piece.upperBound
             if residentCount < (next - position) / hostPageSize {
-                let data = Int(lseek(file.rawValue, off_t(position), SHIM_SEEK_DATA)) / hostPageSize * hostPageSize
-                if data < 0 { return nil }  // ENXIO: no data behind this point
+                let found = Int(lseek(file.rawValue, off_t(position), SHIM_SEEK_DATA))
+                if found < 0 { return nil }  // ENXIO: no data behind this point
+                let data = found / hostPageSize * hostPageSize
                 if data >= next { return data }
                 if data > position {
                     position = data
