@@ -151,10 +151,6 @@ int shim_exchange_names(const char *one, const char *other) {
 
 int shim_userfaultfd(int flags) { return (int)syscall(SYS_userfaultfd, flags); }
 
-int shim_close_range(unsigned int first, unsigned int last, unsigned int flags) {
-    return (int)syscall(SYS_close_range, first, last, flags);
-}
-
 long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout) {
     return syscall(SYS_futex, word, operation, value, timeout, NULL, 0);
 }
@@ -188,16 +184,6 @@ int shim_ioctl_pointer(int descriptor, unsigned long request, void *argument) {
 int shim_ioctl_int(int descriptor, unsigned long request, unsigned long argument) {
     return ioctl(descriptor, request, argument);
 }
-
-static void do_nothing(int signal) { (void)signal; }
-
-int shim_install_interrupting_signal(int signal) {
-    struct sigaction action = {.sa_handler = do_nothing};
-    sigemptyset(&action.sa_mask);
-    return sigaction(signal, &action, NULL);
-}
-
-int shim_interrupt_thread(pthread_t thread, int signal) { return pthread_kill(thread, signal); }
 
 int shim_peer_credentials(int socket, int *process, unsigned int *user, unsigned int *group) {
     struct ucred credentials;
@@ -249,7 +235,6 @@ unsigned long shim_uffdio_register(void) { return UFFDIO_REGISTER; }
 unsigned long shim_uffdio_unregister(void) { return UFFDIO_UNREGISTER; }
 unsigned long shim_uffdio_copy(void) { return UFFDIO_COPY; }
 unsigned long shim_uffdio_zeropage(void) { return UFFDIO_ZEROPAGE; }
-unsigned long shim_uffdio_continue(void) { return UFFDIO_CONTINUE; }
 unsigned long shim_uffdio_wake(void) { return UFFDIO_WAKE; }
 
 int shim_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }

@@ -128,18 +128,6 @@ extension StateCoder {
     }
 
     /// A value that must be the same on both sides, such as a number of queues.
-    package mutating func uint8Equal(_ name: String, _ value: UInt8) throws(StateError) {
-        var found = value
-        try uint8(name, &found)
-        try require(name, found, value)
-    }
-
-    package mutating func uint16Equal(_ name: String, _ value: UInt16) throws(StateError) {
-        var found = value
-        try uint16(name, &found)
-        try require(name, found, value)
-    }
-
     package mutating func uint32Equal(_ name: String, _ value: UInt32) throws(StateError) {
         var found = value
         try uint32(name, &found)

@@ -78,15 +78,4 @@ package final class HostThread: Sendable {
         var parameters = sched_param()
         unsafe _ = sched_setscheduler(0, SHIM_SCHED_IDLE, &parameters)
     }
-
-    /// The signal used to break blocking calls; its handler does nothing.
-    package static let interruptSignal = SIGUSR1
-
-    /// Makes ``interrupt()`` work; call once at start-up. The corresponding C function is `sigaction`.
-    package static func installInterruptSignal() throws(SystemCallError) {
-        _ = try retrying("sigaction") { shim_install_interrupting_signal(interruptSignal) }
-    }
-
-    /// Breaks a blocking call of the thread with `EINTR`. Only while it has not ended.
-    package func interrupt() { _ = shim_interrupt_thread(thread, Self.interruptSignal) }
 }

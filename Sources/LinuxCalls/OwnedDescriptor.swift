@@ -29,8 +29,6 @@ package final class OwnedDescriptor: Sendable, CustomStringConvertible {
 
     package var description: String { "fd \(rawValue)" }
 
-    package var fileDescriptor: FileDescriptor { FileDescriptor(rawValue: rawValue) }
-
     /// A second descriptor for the same open file (same offset, same open-file-description locks), close-on-exec.
     package func duplicate() throws(SystemCallError) -> OwnedDescriptor { try Self.duplicate(of: rawValue) }
 

@@ -27,8 +27,6 @@ package enum SavePageAnswer: Hashable, Sendable {
 package enum PageDisposition: Hashable, Sendable {
     /// The source keeps its pages.
     case copies
-    /// Both ends map the same pages.
-    case shares
     /// The source gives up each page once the destination has it.
     case givesAway
 }

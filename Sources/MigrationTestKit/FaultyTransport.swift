@@ -30,7 +30,6 @@ package final class FaultyTransport: MigrationTransport {
         self.onCall = onCall
     }
 
-    package var callCount: Int { calls.load(ordering: .relaxed) }
     /// The fault has happened.
     package var hasBroken: Bool { isBroken.load(ordering: .relaxed) }
     package var name: String { "faulty " + inner.name }

@@ -15,9 +15,6 @@ package enum Checkout {
     /// The tool under test: `SIDESTEP`, or the release build.
     package static let tool: String = Environment.all["SIDESTEP"] ?? "\(root)/.build/release/sidestep"
 
-    /// An older or newer tool for tests across versions: `SIDESTEP_OTHER`.
-    package static let otherTool: String? = Environment.all["SIDESTEP_OTHER"]
-
     package static func exists(_ path: String) -> Bool { HostTools.allows(R_OK, path) }
 }
 

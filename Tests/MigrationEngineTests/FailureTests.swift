@@ -202,20 +202,25 @@ struct Scripted: Error, Sendable {}
             configuration.parameters.stallLimitMilliseconds = byLimit ? 50 : 0
             let (left, right) = try Rig.pair()  // nobody reads the right end
             let source = MigrationSource(guest: rig.source, transport: left, configuration: configuration)
-            let canceller =
-                byLimit
-                ? nil
-                : try HostThread(name: "cancel") {
-                    while source.progress.status != .active { sched_yield() }
-                    source.cancel()
-                }
-            #expect(source.run() == .guestStayed)
-            canceller?.join()
-            #expect(source.progress.error?.code == (byLimit ? .timedOut : .cancelled))
-            #expect(rig.source.isRunning)
+            try Self.expectGivenUp(source, of: rig, byLimit: byLimit)
             withExtendedLifetime(right) {}
-            try Self.expectUnharmed(rig)
         }
+    }
+
+    /// A source that nobody reads from comes to its stall limit, or is cancelled while it waits; its guest is unharmed.
+    static func expectGivenUp(_ source: MigrationSource, of rig: Rig, byLimit: Bool) throws {
+        let canceller =
+            byLimit
+            ? nil
+            : try HostThread(name: "cancel") {
+                while source.progress.status != .active { sched_yield() }
+                source.cancel()
+            }
+        #expect(source.run() == .guestStayed)
+        canceller?.join()
+        #expect(source.progress.error?.code == (byLimit ? .timedOut : .cancelled))
+        #expect(rig.source.isRunning)
+        try expectUnharmed(rig)
     }
 
     @Test("a cancel that comes when everything was sent is too late: the verdict is waited for as if nothing had been")

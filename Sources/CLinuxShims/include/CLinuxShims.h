@@ -84,7 +84,6 @@ int shim_spawn_successor(const char *path, char *const *words, char *const *envi
 /// renameat2(2) with RENAME_EXCHANGE: two names change places in one step.
 int shim_exchange_names(const char *one, const char *other);
 int shim_userfaultfd(int flags);
-int shim_close_range(unsigned int first, unsigned int last, unsigned int flags);
 long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout);
 int shim_thread_id(void);
 int shim_current_processor(void);
@@ -101,10 +100,6 @@ int shim_fcntl_lock(int descriptor, int command, struct flock *lock);
 int shim_ioctl_pointer(int descriptor, unsigned long request, void *argument);
 int shim_ioctl_int(int descriptor, unsigned long request, unsigned long argument);
 
-/// Installs a handler that does nothing, without SA_RESTART, so that `signal` only interrupts blocking calls.
-int shim_install_interrupting_signal(int signal);
-/// Sends `signal` to one thread of this process.
-int shim_interrupt_thread(pthread_t thread, int signal);
 /// Blocks `count` signals in the calling thread and answers a signalfd(2) for them, non-blocking and close-on-exec.
 int shim_signalfd(const int *signals, int count);
 /// The number of the next signal of a signalfd, or -1.
@@ -124,7 +119,6 @@ ssize_t shim_send_as(int socket, const void *bytes, size_t byteCount, int proces
 
 static inline int shim_wait_exited(int status) { return WIFEXITED(status); }
 static inline int shim_wait_exit_status(int status) { return WEXITSTATUS(status); }
-static inline int shim_wait_signaled(int status) { return WIFSIGNALED(status); }
 static inline int shim_wait_signal(int status) { return WTERMSIG(status); }
 
 // Request numbers of ioctl(2), which are macros with arguments.
@@ -138,7 +132,6 @@ unsigned long shim_uffdio_register(void);
 unsigned long shim_uffdio_unregister(void);
 unsigned long shim_uffdio_copy(void);
 unsigned long shim_uffdio_zeropage(void);
-unsigned long shim_uffdio_continue(void);
 unsigned long shim_uffdio_wake(void);
 
 #endif

@@ -82,9 +82,6 @@ let setupPing: UInt32 = 0x666c_6970
 
     package var sideByteCount: UInt64 { sent.load(ordering: .relaxed) }
 
-    /// Pages still cross by the pipe, but with a copy at each end.
-    package var copiesIntoPipe: Bool { unsafe state.copies }
-
     // MARK: Setup
 
     package func beforeRAMIterate(_ output: StreamOutput, _ phase: RAMHookPhase) throws(MigrationError) {
