@@ -1,7 +1,7 @@
 import CLinuxShims
 import Glibc
 import Synchronization
-package import SystemPackage
+import SystemPackage
 
 /// A file descriptor that is closed when the last reference goes away.
 ///
