@@ -6,7 +6,7 @@ import MigrationEngine
 import ComponentState
 
 /// Throughput of the channels between two processes:
-///     stream-throughput MIB RUNS [socket|pipe|flip|flip-give|multifd ...]
+///     stream-throughput MIB RUNS [socket|socket-copy|pipe|flip|flip-give|multifd ...]
 ///     stream-throughput memory WAY MIB
 /// Each run is a migration of a paused guest whose memory is full of data, in 4 KiB and in 2 MiB pages; the destination
 /// is a process of its own, and afterwards compares every word. Prints GiB/s, and processor seconds per GiB of the source
@@ -52,6 +52,8 @@ final class FullGuest: MigratableGuest {
 
 enum Way: String, CaseIterable {
     case socket
+    /// Contents copied into the socket, as where vmsplice or splice is refused.
+    case socketCopy = "socket-copy"
     /// Contents written into the pipe, as where vmsplice is refused.
     case pipe
     case flip
@@ -213,6 +215,8 @@ func source(_ way: Way, _ byteCount: Int, huge: Bool, observer: OwnedDescriptor?
         ], descriptors: descriptors)
     _ = receive(1, from: reportNear)
     let transport = try DescriptorTransport(name: "socket", socket: near)
+    // As the tool does for `unix:`.
+    if way != .socketCopy { transport.sendByReference() }
     let configuration = configuration(way)
     var channel: any MigrationTransport = transport
     var hooks: (any SourceRAMHooks)?
@@ -285,7 +289,7 @@ if words.count == 6, words[1] == "destination", let way = Way(rawValue: words[2]
     }
 } else {
     print(
-        "usage: stream-throughput MIB RUNS [socket|pipe|flip|flip-give|multifd ...]\n       stream-throughput memory WAY MIB"
+        "usage: stream-throughput MIB RUNS [socket|socket-copy|pipe|flip|flip-give|multifd ...]\n       stream-throughput memory WAY MIB"
     )
     exit(2)
 }

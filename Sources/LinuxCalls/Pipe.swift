@@ -17,9 +17,10 @@ package enum PagePipe {
         return (readEnd, writeEnd, Int(capacity))
     }
 
-    /// Moves bytes from one pipe into another by reference, without waiting: nothing is copied.
+    /// Moves bytes from one pipe into another, or into a non-blocking unix socket, by reference, without waiting: nothing is copied.
     /// - Returns: Bytes moved; 0 when nobody can write into the first any more.
-    /// - Throws: ``SystemCallError``; `EAGAIN` when the first is empty or the second full.
+    /// - Throws: ``SystemCallError``; `EAGAIN` when the first is empty or the second full. A socket nobody reads is `SIGPIPE`, too,
+    ///   unless that is ignored.
     ///
     /// The corresponding C function is `splice`. Source: splice(2).
     package static func move(
@@ -27,6 +28,21 @@ package enum PagePipe {
     ) throws(SystemCallError) -> Int {
         try retrying("splice") {
             shim_splice(first.rawValue, second.rawValue, byteCount, SHIM_SPLICE_F_NONBLOCK)
+        }
+    }
+
+    /// Puts pieces of memory into a pipe by reference, without waiting, as they are: what is written to them before somebody has
+    /// read them out of the pipe, or out of whatever they were moved on to, is what arrives.
+    /// - Returns: Bytes taken; fewer than offered when the pipe is full.
+    /// - Throws: ``SystemCallError``; `EAGAIN` when nothing fits.
+    ///
+    /// The corresponding C function is `vmsplice`. Source: vmsplice(2).
+    package static func lend(_ pieces: UnsafeMutableBufferPointer<iovec>, to pipe: OwnedDescriptor)
+        throws(SystemCallError) -> Int
+    {
+        try retrying("vmsplice") {
+            unsafe shim_vmsplice(
+                pipe.rawValue, pieces.baseAddress, min(pieces.count, GatheredIO.piecesMax), SHIM_SPLICE_F_NONBLOCK)
         }
     }
 

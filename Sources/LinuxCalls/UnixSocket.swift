@@ -48,6 +48,14 @@ package enum StreamSocket {
         return unsafe getsockopt(socket.rawValue, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX
     }
 
+    /// What was sent into a unix socket and is still in memory because nobody has received it: 0 when everything was. Source:
+    /// unix(7), SIOCOUTQ; the kernel answers in bytes of its own accounting.
+    package static func unreceivedByteCount(of socket: OwnedDescriptor) -> Int {
+        var count: CInt = 0
+        let request = UInt(TIOCOUTQ)  // SIOCOUTQ is the same number.
+        return unsafe shim_ioctl_pointer(socket.rawValue, request, &count) == 0 ? Int(count) : 0
+    }
+
     /// Connects, waiting until it is established.
     /// - Parameter waits: Without, a unix listener whose queue is full is an error (`EAGAIN`).
     package static func connect(to address: SocketAddress, waits: Bool = true) throws(SystemCallError)

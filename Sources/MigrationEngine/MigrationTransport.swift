@@ -33,6 +33,11 @@ package protocol MigrationTransport: AnyObject, Sendable {
     var deliversBeforeEnd: Bool { get }
     /// Sends every byte of all pieces, waiting as long as it takes. The pieces' entries may be changed.
     func send(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError)
+    /// As ``send(_:)``. What is not within `records` is guest memory: a channel may let the other end have it as it will be when it is
+    /// received, which matters to nobody, as what is written later is marked and sent again.
+    func send(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, records: UnsafeRawBufferPointer
+    ) throws(TransportError)
     /// Receives into the pieces, in order: at least one byte, as many as there are. 0 is the end.
     func receive(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) -> Int
     /// As ``receive(_:)``, but answers nil after `timeoutMilliseconds` without a byte; 0 does not wait.
@@ -52,6 +57,10 @@ package protocol MigrationTransport: AnyObject, Sendable {
 
 extension MigrationTransport {
     package var deliversBeforeEnd: Bool { false }
+
+    package func send(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, records: UnsafeRawBufferPointer
+    ) throws(TransportError) { try unsafe send(pieces) }
 }
 
 extension TransportError {

@@ -81,7 +81,12 @@ package import MigrationStream
                         mutating: bytes.baseAddress! + position)
                     unsafe position += pieces[index].iov_len
                 }
-                try unsafe transport.send(UnsafeMutableBufferPointer(start: pieces, count: pieceCount))
+                let all = unsafe UnsafeMutableBufferPointer(start: pieces, count: pieceCount)
+                if queuedPageBytes == 0 {
+                    try unsafe transport.send(all)
+                } else {
+                    try unsafe transport.send(all, records: bytes)
+                }
             }
         } catch {
             reset()

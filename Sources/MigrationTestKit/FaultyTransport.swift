@@ -58,9 +58,21 @@ package final class FaultyTransport: MigrationTransport {
     private var isCutting: Bool { if case .cut = fault { true } else { false } }
 
     package func send(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) {
+        try unsafe send(pieces) { (pieces) throws(TransportError) in try unsafe inner.send(pieces) }
+    }
+
+    package func send(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, records: UnsafeRawBufferPointer
+    ) throws(TransportError) {
+        try unsafe send(pieces) { (pieces) throws(TransportError) in try unsafe inner.send(pieces, records: records) }
+    }
+
+    private func send(
+        _ pieces: UnsafeMutableBufferPointer<iovec>,
+        _ whole: (UnsafeMutableBufferPointer<iovec>) throws(TransportError) -> Void
+    ) throws(TransportError) {
         let limit = try begin()
-        guard let limit else { return try unsafe inner.send(pieces) }
-        if !isCutting { return try unsafe inner.send(pieces) }
+        guard let limit, isCutting else { return try unsafe whole(pieces) }
         // Half of the first piece, at least the limit, then the end.
         var part = unsafe iovec(iov_base: pieces[0].iov_base, iov_len: max(limit, pieces[0].iov_len / 2))
         try unsafe withUnsafeMutablePointer(to: &part) { (pointer) throws(TransportError) in

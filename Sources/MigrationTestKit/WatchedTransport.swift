@@ -35,6 +35,18 @@ package final class WatchedTransport: MigrationTransport {
     }
 
     package func send(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) {
+        try unsafe beginSending(pieces)
+        try unsafe inner.send(pieces)
+    }
+
+    package func send(
+        _ pieces: UnsafeMutableBufferPointer<iovec>, records: UnsafeRawBufferPointer
+    ) throws(TransportError) {
+        try unsafe beginSending(pieces)
+        try unsafe inner.send(pieces, records: records)
+    }
+
+    private func beginSending(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) {
         var start: [UInt8] = []
         var index = 0
         while index < pieces.count, start.count < 8 {
@@ -43,7 +55,6 @@ package final class WatchedTransport: MigrationTransport {
             index += 1
         }
         try begin(.send(start: start))
-        try unsafe inner.send(pieces)
     }
 
     package func receive(_ pieces: UnsafeMutableBufferPointer<iovec>) throws(TransportError) -> Int {

@@ -9,12 +9,12 @@ enum Side: CaseIterable, Sendable { case source, destination }
 
 /// How a guest moves while something is done to it.
 enum Way: CaseIterable, Sendable {
-    case socket, flip, flipGivingAway, multifd, multifdChannel, postcopy, postcopyFlip
+    case socket, socketByReference, flip, flipGivingAway, multifd, multifdChannel, postcopy, postcopyFlip
 
     var configuration: MigrationConfiguration {
         var configuration: MigrationConfiguration =
             switch self {
-            case .socket: Rig.configuration
+            case .socket, .socketByReference: Rig.configuration
             case .flip: Rig.flipping(.precopy)
             case .flipGivingAway: Rig.flipping(.stopAndCopy)
             case .multifd, .multifdChannel: MultiFDRig.configuration(channels: 2)
@@ -41,6 +41,7 @@ enum Way: CaseIterable, Sendable {
             ).ends
         }
         let (left, right) = try Rig.pair()
+        if self == .socketByReference { left.sendByReference() }
         let flips = configuration.has(.unixPageFlipping)
         return try rig.ends(
             configuration, transports: (wrap(.source, left), wrap(.destination, right)),

@@ -7,7 +7,7 @@ import Synchronization
 import Testing
 
 @Suite("The channel breaks at every call") struct FaultMatrixTests {
-    static let ways: [Way] = [.socket, .flip, .flipGivingAway]
+    static let ways: [Way] = [.socket, .socketByReference, .flip, .flipGivingAway]
 
     /// One migration with a fault; answers whether the fault happened.
     static func attempt(
@@ -42,7 +42,9 @@ import Testing
         }
     }
 
-    @Test("bytes in any portions and threads in any order make no difference", arguments: ways)
+    // Portions of what goes by reference are ReferenceTests' business.
+    @Test(
+        "bytes in any portions and threads in any order make no difference", arguments: ways.filter { $0 != .socketByReference })
     func portions(way: Way) throws {
         for fault in [
             FaultyTransport.Fault.short(byteCount: 1), .short(byteCount: 7), .short(byteCount: 4095),
@@ -65,6 +67,7 @@ import Testing
                 try rig.source.resume()
                 let configuration = way.configuration
                 let pair = try Rig.pair()
+                if way == .socketByReference { pair.0.sendByReference() }
                 let flip = PageFlipSource(transport: pair.0, guest: rig.source, configuration: configuration)
                 left = pair.0
                 right = pair.1

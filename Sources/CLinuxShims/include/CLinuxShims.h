@@ -67,7 +67,7 @@ int shim_fork(void);
 int shim_become_subreaper(void);
 int shim_memfd_create(const char *name, unsigned int flags);
 ssize_t shim_vmsplice(int pipe, const struct iovec *pieces, size_t pieceCount, unsigned int flags);
-/// splice(2) between two pipes, at no offset of either.
+/// splice(2) from a pipe, at no offset of either.
 ssize_t shim_splice(int from, int to, size_t byteCount, unsigned int flags);
 int shim_pidfd_open(int process);
 int shim_pidfd_send_signal(int pidfd, int signal);

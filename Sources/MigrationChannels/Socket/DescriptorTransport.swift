@@ -17,7 +17,7 @@ package final class DescriptorTransport: MigrationTransport {
     let file: OwnedDescriptor?
     /// Nil when this end only receives, or has finished sending into a pipe.
     private let writingEnd: Mutex<OwnedDescriptor?>
-    private var writing: OwnedDescriptor? { writingEnd.withLock { $0 } }
+    var writing: OwnedDescriptor? { writingEnd.withLock { $0 } }
     private let wake: OwnedDescriptor
     private let interrupted = Atomic<Bool>(false)
     private let stallLimitMilliseconds = Atomic<Int>(0)
@@ -29,6 +29,7 @@ package final class DescriptorTransport: MigrationTransport {
         var isBroken = false
     }
     private let passed = Mutex(Passed())
+    let references = Mutex(References())
     private let command: ChildProcess?
 
     /// - Parameters:
@@ -219,6 +220,14 @@ package final class DescriptorTransport: MigrationTransport {
         }
     }
 
+    /// Waits without anything to wait for but ``interrupt()``.
+    func pause(milliseconds: Int) throws(TransportError) {
+        guard try !isReady(wake, Int16(POLLIN), milliseconds: milliseconds) else { throw .interrupted }
+    }
+
+    /// 0 is for ever.
+    var stallLimit: Int { stallLimitMilliseconds.load(ordering: .relaxed) }
+
     private func isReady(
         _ descriptor: OwnedDescriptor, _ events: Int16, milliseconds: Int
     ) throws(TransportError) -> Bool {
@@ -239,6 +248,7 @@ package final class DescriptorTransport: MigrationTransport {
     package func finishSending() throws(TransportError) {
         if isSocket {
             if let socket { StreamSocket.shutDownWriting(socket) }
+            try awaitReferences()
         } else {
             do throws(SystemCallError) {
                 if let writing, try writing.status().type == .regular { try GatheredIO.synchronise(writing) }
@@ -269,6 +279,7 @@ package final class DescriptorTransport: MigrationTransport {
         interrupt()
         if let socket { StreamSocket.shutDown(socket) } else { closeWritingEnd() }
         passed.withLock { $0.descriptors = [] }
+        references.withLock { $0.sender = nil }
         guard let command, command.wait(timeoutMilliseconds: 0) == nil else { return }
         command.kill()
         _ = command.wait()

@@ -150,6 +150,9 @@ final class MigrationControl: @unchecked Sendable {
         started.wait()
         let outcome = source.run()
         var progress = source.progress
+        if let refusal = opened.transport.referenceRefusal {
+            progress.notices.append("pages were copied into the socket: \(refusal)")
+        }
         if outcome == .guestStayed, let error = progress.error {
             let hints = supervisor.guest.startHints(for: configuration.layout)
             if !hints.isEmpty, error.code != .cancelled {

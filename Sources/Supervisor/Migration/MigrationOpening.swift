@@ -19,7 +19,10 @@ enum MigrationOpening {
     ) throws(SystemCallError) -> Opened {
         let name = address.description
         switch address {
-        case .unix(let path): return try sockets(name, .unix(path: path), channelCount)
+        case .unix(let path):
+            let opened = try sockets(name, .unix(path: path), channelCount)
+            opened.transport.sendByReference()
+            return opened
         case .tcp(let host, let port): return try sockets(name, .tcp(host: host, port: port), channelCount)
         case .descriptor: return Opened(transport: try over(descriptor, name, writing: true))
         case .exec(let words):
