@@ -4,6 +4,8 @@ package import MigrationStream
 
 /// The destination's RAM: judges the block list and puts pages where they belong.
 package final class RAMReceiver {
+    /// Bytes received ahead of their decoding: many records of pages without contents, few pages with, which are copied twice.
+    private static let readAheadMax = 32 << 10
     package let blocks: [RAMBlock]
     private let isIgnored: [Bool]
     package var decoder: RAMDecoder
@@ -122,7 +124,7 @@ package final class RAMReceiver {
                 // What was named must be taken before waiting for more names: the source may wait for it.
                 try takeFlipped()
                 cursor = StreamCursor([])
-                try input.fill(minimum: needed)
+                try input.fill(minimum: needed, atMost: Self.readAheadMax)
                 return true
             }
             if flipped != nil {

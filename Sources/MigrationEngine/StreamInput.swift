@@ -33,11 +33,13 @@ package import MigrationStream
     package func receivedAside(byteCount: UInt64) { receivedByteCount += byteCount }
 
     /// Receives more, at least one byte unless the end is reached; asks for room for `minimum`.
-    package func fill(minimum: Int) throws(MigrationError) {
+    /// - Parameter atMost: Bytes to receive, unless `minimum` is more.
+    package func fill(minimum: Int, atMost: Int = .max) throws(MigrationError) {
         guard !isAtEnd else { return }
         do throws(TransportError) {
             let count = try unsafe buffer.fill(minimum: minimum) { (space) throws(TransportError) in
-                var piece = unsafe iovec(iov_base: space.baseAddress, iov_len: space.count)
+                let count = min(space.count, max(minimum, atMost))
+                var piece = unsafe iovec(iov_base: space.baseAddress, iov_len: count)
                 return try unsafe withUnsafeMutablePointer(to: &piece) { (pointer) throws(TransportError) in
                     try unsafe transport.receive(UnsafeMutableBufferPointer(start: pointer, count: 1))
                 }

@@ -45,7 +45,7 @@ import Testing
     }
 
     /// Pages with a word before each, as a stream has them.
-    final class Contents {
+    final class Contents: Sendable {
         static let wordBytes = 8
         let pageCount: Int
         let memory: OwnedMapping
@@ -240,6 +240,23 @@ import Testing
         rest.thread.join()
         thread.join()
         #expect(half.bytes() + rest.bytes() == contents.expected)
+    }
+
+    @Test("who has received everything may close before the end of sending is noticed")
+    func closesEarly() throws {
+        for _ in 0..<20 {
+            let contents = try Contents(pageCount: 100)
+            let (left, right) = try Rig.pair()
+            left.sendByReference()
+            try contents.send(over: left)
+            let receiver = try HostThread(name: "receiver") {
+                let bytes = try? Self.receive(from: right, atMost: contents.expected.count)
+                bytes?.thread.join()
+                right.close()
+            }
+            try left.finishSending()
+            receiver.join()
+        }
     }
 
     @Test("an end of sending that nobody receives is waited for no longer than allowed")

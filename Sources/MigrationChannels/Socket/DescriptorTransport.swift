@@ -222,7 +222,11 @@ package final class DescriptorTransport: MigrationTransport {
 
     /// Waits without anything to wait for but ``interrupt()``.
     func pause(milliseconds: Int) throws(TransportError) {
-        guard try !isReady(wake, Int16(POLLIN), milliseconds: milliseconds) else { throw .interrupted }
+        let ready: GatheredIO.Ready
+        do throws(SystemCallError) {
+            ready = try GatheredIO.wait(for: Int16(POLLIN), on: wake, wake: wake, timeoutMilliseconds: milliseconds)
+        } catch { throw .failed(error) }
+        if ready.isWoken { throw .interrupted }
     }
 
     /// 0 is for ever.
