@@ -44,7 +44,8 @@ import Testing
 
     // Portions of what goes by reference are ReferenceTests' business.
     @Test(
-        "bytes in any portions and threads in any order make no difference", arguments: ways.filter { $0 != .socketByReference })
+        "bytes in any portions and threads in any order make no difference",
+        arguments: ways.filter { $0 != .socketByReference })
     func portions(way: Way) throws {
         for fault in [
             FaultyTransport.Fault.short(byteCount: 1), .short(byteCount: 7), .short(byteCount: 4095),
