@@ -90,7 +90,8 @@ final class MigrationControl: @unchecked Sendable {
             let opened: MigrationOpening.Opened
             do throws(SystemCallError) {
                 opened = try MigrationOpening.outgoing(
-                    address, descriptor: descriptor, channelCount: MigrationEquipment.channelCount(configuration))
+                    address, descriptor: descriptor, channelCount: MigrationEquipment.channelCount(configuration),
+                    byReference: !configuration.has(.releaseRAM))
             } catch {
                 return finish(Self.failure("cannot connect to \(address): \(error)", cause: error), .guestStayed)
             }

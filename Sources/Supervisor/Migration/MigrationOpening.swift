@@ -13,15 +13,19 @@ enum MigrationOpening {
         var channels: [DescriptorTransport] = []
     }
 
-    /// Towards the destination. `descriptor` is what `fd:` names, taken on the monitor's thread.
+    /// Towards the destination.
+    /// - Parameters:
+    ///   - descriptor: What `fd:` names, taken on the monitor's thread.
+    ///   - byReference: Whether pages may go so: not where they are given back while they are on their way, since the kernel overwrites
+    ///     what it gives back of a huge page.
     static func outgoing(
-        _ address: MigrationAddress, descriptor: OwnedDescriptor?, channelCount: Int = 0
+        _ address: MigrationAddress, descriptor: OwnedDescriptor?, channelCount: Int = 0, byReference: Bool = false
     ) throws(SystemCallError) -> Opened {
         let name = address.description
         switch address {
         case .unix(let path):
             let opened = try sockets(name, .unix(path: path), channelCount)
-            opened.transport.sendByReference()
+            if byReference { opened.transport.sendByReference() }
             return opened
         case .tcp(let host, let port): return try sockets(name, .tcp(host: host, port: port), channelCount)
         case .descriptor: return Opened(transport: try over(descriptor, name, writing: true))
