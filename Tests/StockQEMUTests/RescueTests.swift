@@ -55,7 +55,13 @@ import Testing
             try ChildProcess(path: "/bin/sleep", arguments: ["600"]),
             try ChildProcess(path: "/bin/sleep", arguments: ["600"])
         )
-        defer { [old, new].forEach { $0.kill() } }
+        // Waited for: one that nobody waits for keeps all exit tests of this process from ending.
+        defer {
+            for process in [old, new] {
+                process.kill()
+                _ = process.wait()
+            }
+        }
         let (ours, monitor) = try StreamSocket.pair()
         let (source, oldMonitor) = try StreamSocket.pair()
         StreamSocket.shutDown(oldMonitor)
