@@ -25,7 +25,11 @@ import Testing
         try #require(
             setsockopt(receiver.rawValue, SOL_SOCKET, SO_PASSCRED, &one, socklen_t(MemoryLayout<CInt>.size)) == 0)
         let other = try ChildProcess(path: "/bin/sleep", arguments: ["100"])
-        defer { other.kill() }
+        // Waited for: one that nobody waits for keeps all exit tests of this process from ending.
+        defer {
+            other.kill()
+            _ = other.wait()
+        }
         for (name, sender) in [(nil, getpid()), (other.processIdentifier, other.processIdentifier)] {
             try DatagramSocket.send(Array("hello".utf8), to: path, as: name)
             var bytes = [UInt8](repeating: 0, count: 64)
