@@ -141,8 +141,7 @@ final class UpgradeDestination: HandoverReceiver {
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
 
     func load(part: [UInt8]) throws {
-        guard let guest, reader != nil else { throw Refusal("nothing was prepared") }
-        if stateByteCount == 0 { guest.machine.expectResume() }
+        guard reader != nil else { throw Refusal("nothing was prepared") }
         stateByteCount += part.count
         // Components may look at memory: they wait until all of it is here.
         if memory == nil { try reader?.decode(part: part) } else { waitingParts.append(part) }
@@ -156,6 +155,7 @@ final class UpgradeDestination: HandoverReceiver {
             throw Refusal("the guest's state did not come along")
         }
         clockOffset = try blobs.integer("clock")
+        // Not before: the source needed that processor for what it was still saving.
         if clockOffset != nil { guest.machine.expectResume() }
         if let bytes = blobs["memory"] { sentMemory = try SentMemory(bytes) }
         held = try blobs.integer("held")
