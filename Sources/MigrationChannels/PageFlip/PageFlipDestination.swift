@@ -106,7 +106,7 @@ package final class PageFlipDestination: DestinationRAMHooks {
                         // A sandbox without splice: what was moved before is in its place soon, the rest is read here.
                         readers.end()
                         unsafe state.readers = nil
-                    } else {
+                    } else if error.errno != .wouldBlock || !readers.help() {
                         try transport.wait(after: error, pipe, Int16(POLLIN))
                     }
                 }
