@@ -149,7 +149,7 @@ let package = Package(
                 "MigrationEngine",
                 "MigrationStream",
             ]),
-        tests("StockQEMUTests", ["StockQEMU", "LinuxCalls", "QMPProtocol"]),
+        tests("StockQEMUTests", ["StockQEMU", "LinuxCalls", "QMPProtocol", "ProcessTestKit"]),
         // Whole processes: the built tool, real guests, real peers.
         tests("MachineRunTests", ["LinuxCalls", "ProcessTestKit"]),
         .executableTarget(

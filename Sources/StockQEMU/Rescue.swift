@@ -71,12 +71,13 @@ package struct Rescue {
     /// The old process is gone by itself: the guest is the new one's, if all of it has come; if not, that ends by itself.
     private func adopt() -> Outcome {
         for _ in 0..<60 {
-            if destinationHasEnded {
+            guard let destination, let answer = try? destination.run("query-status", timeoutMilliseconds: 5000) else {
+                // One that closed its monitor is about to end.
+                guard destinationProcess.map({ Self.hasEnded($0, withinMilliseconds: 5000) }) ?? true else {
+                    return .undecided
+                }
                 names.removePrivate()
                 return .lost
-            }
-            guard let destination, let answer = try? destination.run("query-status", timeoutMilliseconds: 5000) else {
-                return destinationHasEnded ? .lost : .undecided
             }
             switch answer["status"]?.stringValue {
             case "running": return finish()

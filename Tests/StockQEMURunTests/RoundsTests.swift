@@ -141,7 +141,8 @@ struct RoundsTests {
         #expect(movesDuring >= 2, "the transfer was over too early to show anything")
         try directory.write([], to: "journeyed")
         try guest.console.type("while [ ! -s /tmp/d ]; do sleep 1; done; cat /tmp/d\n")
-        #expect(try guest.console.output.wait(for: "DOWNLOAD ", seconds: 400).contains("DOWNLOAD OK"))
+        let said = try guest.console.output.wait(for: "DOWNLOAD ", seconds: 400)
+        #expect(said.contains("DOWNLOAD OK"), "\(said)")
         #expect(server.errors.text.split(separator: "\n").count { $0.contains("accepting connection") } == 1)
         #expect(
             try guest.console.ask(

@@ -1,5 +1,6 @@
 import LinuxCalls
 import MonitorClient
+import ProcessTestKit
 import QMPProtocol
 import StockQEMU
 import Testing
@@ -88,5 +89,28 @@ import Testing
         #expect(try outcome(.runs) == (.moved, false, true))
         #expect(try outcome(.diedBefore) == (.stayed, true, false))
         #expect(try outcome(.diedAfter) == (.lost, false, false))
+    }
+
+    @Test("with the old process gone, a new one that is just ending is waited for, and leaves nothing") func ending()
+        throws
+    {
+        let directory = try TemporaryDirectory()
+        let old = try ChildProcess(path: "/bin/true", arguments: [])
+        _ = old.wait()
+        let new = try ChildProcess(path: "/bin/sleep", arguments: ["0.3"])
+        defer { _ = new.wait() }
+        let (ours, monitor) = try StreamSocket.pair()
+        let (source, _) = try StreamSocket.pair()
+        StreamSocket.shutDown(monitor)
+        var names = MovingNames()
+        names.directories = [directory.file(".sidestep-test")]
+        try names.makeDirectories()
+        var rescue = Rescue(
+            source: QMPConnection(resuming: source, identifierPrefix: "guard-"), sourceProcess: old.processDescriptor,
+            wasRunning: true, names: names)
+        rescue.destination = QMPConnection(resuming: ours, identifierPrefix: "guard-")
+        rescue.destinationProcess = new.processDescriptor
+        #expect(rescue.resolve() == .lost)
+        #expect(try FileNames.entries(of: directory.path) == [])
     }
 }
