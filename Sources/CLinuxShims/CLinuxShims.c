@@ -171,6 +171,26 @@ void shim_allow_processors(const struct shim_processors *processors) {
     sched_setaffinity(0, sizeof(cpu_set_t), (const cpu_set_t *)processors);
 }
 
+// The first version of sched_setattr(2)'s structure; glibc had none before 2.41.
+struct scheduling {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+uint64_t shim_set_turn(uint64_t nanoseconds) {
+    struct scheduling now = {.size = sizeof now};
+    if (syscall(SYS_sched_getattr, 0, &now, sizeof now, 0) < 0) return 0;
+    if (now.policy != SCHED_OTHER && now.policy != SCHED_BATCH) return 0;
+    uint64_t before = now.runtime;
+    if (before == 0) return 0;
+    now.size = sizeof now;
+    now.runtime = nanoseconds;
+    return syscall(SYS_sched_setattr, 0, &now, 0) < 0 ? 0 : before;
+}
+
 int shim_thread_id(void) { return (int)syscall(SYS_gettid); }
 
 int shim_fcntl_int(int descriptor, int command, int argument) { return fcntl(descriptor, command, argument); }

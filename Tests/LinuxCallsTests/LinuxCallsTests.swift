@@ -139,6 +139,26 @@ import Testing
         #expect(!here.compareExchange(1, 3))
     }
 
+    @Test("turns on a processor are short for a while, and afterwards what they were, also after an error")
+    func shortTurns() throws {
+        /// What proc_pid_sched(5) says of this thread, in nanoseconds; nil where the kernel has turns of one length.
+        func turn() throws -> Int? {
+            let text = String(decoding: try FileNames.contents(of: "/proc/thread-self/sched"), as: UTF8.self)
+            return text.split(separator: "\n").first { $0.hasPrefix("se.slice") }.flatMap {
+                $0.split(separator: " ").last.flatMap { Int($0) }
+            }
+        }
+        let before = try turn()
+        #expect(try HostThread.inShortTurns { try turn() } == before.map { _ in 100_000 })
+        #expect(try turn() == before)
+        #expect(throws: SystemCallError.self) {
+            try HostThread.inShortTurns { () throws(SystemCallError) in
+                throw SystemCallError("read", .badFileDescriptor)
+            }
+        }
+        #expect(try turn() == before)
+    }
+
     @Test("a unix socket path is private and unreachable paths say why")
     func unixListener() throws {
         let path = "/tmp/sidestep-listen-\(getpid())"

@@ -93,12 +93,14 @@ final class ProcessorGate: Sendable {
         defer { isAwaited.store(false, ordering: .relaxed) }
         // Where the opener runs it would only be woken when that sleeps.
         return HostThread.away(from: openingProcessor.load(ordering: .relaxed)) {
-            while openings.load() == seen {
-                // Whoever else wants this processor gets it.
-                sched_yield()
-                if monotonicNanoseconds() >= end { return false }
+            HostThread.inShortTurns {
+                while openings.load() == seen {
+                    // Whoever else wants this processor gets it.
+                    sched_yield()
+                    if monotonicNanoseconds() >= end { return false }
+                }
+                return true
             }
-            return true
         }
     }
 

@@ -151,14 +151,19 @@ package struct HandoverDestination {
         do throws(HandoverError) {
             let description = try receiveDescription()
             try asMachineError { try receiver.prepare(description) }
-            let control = try receiveControl()
-            try asMachineError { try receiver.adopt(control) }
-            let state = try receiveState { try receiver.load(part: $0) }
-            try asMachineError { try receiver.load(state) }
-            try claim()
+            return try HostThread.inShortTurns { () throws(HandoverError) in try takeOver(receiver) }
         } catch {
             return .notOurs(refuse(error), owner: owner)
         }
+    }
+
+    /// From when all is prepared until the guest runs.
+    private mutating func takeOver(_ receiver: any HandoverReceiver) throws(HandoverError) -> TakeoverOutcome {
+        let control = try receiveControl()
+        try asMachineError { try receiver.adopt(control) }
+        let state = try receiveState { try receiver.load(part: $0) }
+        try asMachineError { try receiver.load(state) }
+        try claim()
         do { try receiver.run(times) } catch {
             return .lost(HandoverError(.machine, "the guest could not be started", phase: .running, cause: error))
         }

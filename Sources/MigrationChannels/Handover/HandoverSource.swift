@@ -141,6 +141,10 @@ package struct HandoverSource {
     }
 
     package func run(_ subject: any HandoverSubject) -> HandoverOutcome {
+        HostThread.inShortTurns { carryOut(subject) }
+    }
+
+    private func carryOut(_ subject: any HandoverSubject) -> HandoverOutcome {
         var times = HandoverTimes()
         times.begun = monotonicNanoseconds()
         var phase = HandoverPhase.greeting
