@@ -215,6 +215,29 @@ extension SupervisorTests {
             #expect(try source.run("query-status")["status"] == "running")
         }
 
+        @Test("a migration is said to be over when the next command can be given, and not before") func saidWhenOver()
+            throws
+        {
+            let from = try SupervisorFixture(name: "source")
+            let source = try from.connect()
+            _ = try source.run("cont")
+            try Self.fill(from.guest)
+            _ = try source.run("migrate", ["uri": "exec:cat >/dev/null; exec sleep 600"])
+            while try source.run("query-migrate")["status"] != "device" { usleep(1000) }
+            from.onLoop {
+                #expect(throws: Never.self) { try from.supervisor.migration.cancel() }
+                // Its thread comes to its end meanwhile; the monitor's, which is this one, has not heard of it.
+                usleep(300_000)
+                #expect(from.supervisor.migration.isActive)
+                let said = from.supervisor.migration.query["status"]?.stringValue
+                #expect(said != nil && said != "cancelled", "\(said ?? "nothing")")
+            }
+            #expect(try Self.wait(source)["status"] == "cancelled")
+            _ = try source.run("migrate-set-parameters", ["max-bandwidth": 65536])
+            let capability: JSONValue = ["capability": "mapped-ram", "state": true]
+            _ = try source.run("migrate-set-capabilities", ["capabilities": [capability]])
+        }
+
         @Test("a cancelled migration leaves the guest running") func cancel() throws {
             let from = try SupervisorFixture(name: "source")
             let source = try from.connect()

@@ -46,7 +46,10 @@ final class MigrationControl: @unchecked Sendable {
     /// `query-migrate`.
     var query: JSONValue {
         guard var report else { return [:] }
-        if let progress = source?.progress ?? destination?.progress, isActive, progress.status != .none {
+        // That it is over is said by `finish`: whoever hears of it may give the next command at once.
+        if let progress = source?.progress ?? destination?.progress, isActive, progress.status != .none,
+            !progress.status.isFinal
+        {
             report.progress = progress
         }
         return report.json(nowNanoseconds: monotonicNanoseconds())
