@@ -115,7 +115,10 @@ struct LostGuestTests {
         let upgrade = try guest.stoppedUpgrade(at: "moving", to: StockQEMUBuild.pc("10.0"))
         let other = try #require(guest.successor(of: upgrade))
         try StockGuest.awaitStart(of: other, disk.path)
+        let ending = try OwnedDescriptor.process(other)
         kill(other, SIGKILL)
+        // It has to free the guest's memory first; until then nobody can tell.
+        try #require(try ending.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 30_000) != 0)
         if upgradeDiesToo {
             upgrade.process.kill()
         } else {
