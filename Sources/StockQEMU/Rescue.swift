@@ -73,9 +73,7 @@ package struct Rescue {
         for _ in 0..<60 {
             guard let destination, let answer = try? destination.run("query-status", timeoutMilliseconds: 5000) else {
                 // One that closed its monitor is about to end.
-                guard destinationProcess.map({ Self.hasEnded($0, withinMilliseconds: 5000) }) ?? true else {
-                    return .undecided
-                }
+                guard destinationEnds(withinMilliseconds: 5000) else { return .undecided }
                 names.removePrivate()
                 return .lost
             }
@@ -98,7 +96,11 @@ package struct Rescue {
         return .lost
     }
 
-    var destinationHasEnded: Bool { destinationProcess.map { Self.hasEnded($0) } ?? true }
+    var destinationHasEnded: Bool { destinationEnds(withinMilliseconds: 0) }
+
+    private func destinationEnds(withinMilliseconds limit: CInt) -> Bool {
+        destinationProcess.map { Self.hasEnded($0, withinMilliseconds: limit) } ?? true
+    }
 
     private var destinationRuns: Bool {
         guard !destinationHasEnded, let destination,

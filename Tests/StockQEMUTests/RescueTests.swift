@@ -50,6 +50,20 @@ import Testing
 
     private enum Fate: CaseIterable { case waits, runs, diedBefore, diedAfter }
 
+    /// What the guard of an upgrade has: both processes, of which the old one does not answer, and the new one's monitor.
+    private func rescue(
+        _ old: ChildProcess, _ new: ChildProcess, _ monitor: OwnedDescriptor, _ names: MovingNames = MovingNames()
+    ) throws -> Rescue {
+        let (source, oldMonitor) = try StreamSocket.pair()
+        StreamSocket.shutDown(oldMonitor)
+        var rescue = Rescue(
+            source: QMPConnection(resuming: source, identifierPrefix: "guard-"), sourceProcess: old.processDescriptor,
+            wasRunning: true, names: names)
+        rescue.destination = QMPConnection(resuming: monitor, identifierPrefix: "guard-")
+        rescue.destinationProcess = new.processDescriptor
+        return rescue
+    }
+
     /// An old and a new process that do nothing, with what the new one has said.
     private func outcome(_ fate: Fate) throws -> (outcome: Rescue.Outcome, old: Bool, new: Bool) {
         let (old, new) = (
@@ -64,20 +78,13 @@ import Testing
             }
         }
         let (ours, monitor) = try StreamSocket.pair()
-        let (source, oldMonitor) = try StreamSocket.pair()
-        StreamSocket.shutDown(oldMonitor)
         if fate == .runs || fate == .diedAfter { try send(Self.other + Self.resume, to: monitor) }
         if fate == .diedBefore || fate == .diedAfter {
             new.kill()
             _ = new.wait(timeoutMilliseconds: 10_000)
         }
         StreamSocket.shutDown(monitor)
-        var rescue = Rescue(
-            source: QMPConnection(resuming: source, identifierPrefix: "guard-"), sourceProcess: old.processDescriptor,
-            wasRunning: true, names: MovingNames())
-        rescue.destination = QMPConnection(resuming: ours, identifierPrefix: "guard-")
-        rescue.destinationProcess = new.processDescriptor
-        let outcome = rescue.resolve()
+        let outcome = try rescue(old, new, ours).resolve()
         return (
             outcome, old.wait(timeoutMilliseconds: 0) == nil, new.wait(timeoutMilliseconds: 0) == nil
         )
@@ -100,17 +107,11 @@ import Testing
         let new = try ChildProcess(path: "/bin/sleep", arguments: ["0.3"])
         defer { _ = new.wait() }
         let (ours, monitor) = try StreamSocket.pair()
-        let (source, _) = try StreamSocket.pair()
         StreamSocket.shutDown(monitor)
         var names = MovingNames()
         names.directories = [directory.file(".sidestep-test")]
         try names.makeDirectories()
-        var rescue = Rescue(
-            source: QMPConnection(resuming: source, identifierPrefix: "guard-"), sourceProcess: old.processDescriptor,
-            wasRunning: true, names: names)
-        rescue.destination = QMPConnection(resuming: ours, identifierPrefix: "guard-")
-        rescue.destinationProcess = new.processDescriptor
-        #expect(rescue.resolve() == .lost)
+        #expect(try rescue(old, new, ours, names).resolve() == .lost)
         #expect(try FileNames.entries(of: directory.path) == [])
     }
 }

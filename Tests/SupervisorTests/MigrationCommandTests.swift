@@ -31,6 +31,21 @@ extension SupervisorTests {
             }
         }
 
+        /// A guest that runs, with contents in its memory, and a client.
+        static func running() throws -> (SupervisorFixture, QMPConnection) {
+            let from = try SupervisorFixture(name: "source")
+            let source = try from.connect()
+            _ = try source.run("cont")
+            try fill(from.guest)
+            return (from, source)
+        }
+
+        /// Begins a migration that comes as far as waiting for a command that does not end.
+        static func migrateWithoutEnd(_ source: QMPConnection) throws {
+            _ = try source.run("migrate", ["uri": "exec:cat >/dev/null; exec sleep 600"])
+            while try source.run("query-migrate")["status"] != "device" { usleep(1000) }
+        }
+
         static func agree(_ left: ScriptedSupervisedGuest, _ right: ScriptedSupervisedGuest) throws -> Bool {
             try left.memory.bytes(at: 0x8000_0000, count: 1 << 20)
                 == right.memory.bytes(at: 0x8000_0000, count: 1 << 20)
@@ -112,10 +127,7 @@ extension SupervisorTests {
         @Test("nobody there: the migration fails, the guest runs on, and the next attempt works") func failsAndRetries()
             throws
         {
-            let from = try SupervisorFixture(name: "source")
-            let source = try from.connect()
-            _ = try source.run("cont")
-            try Self.fill(from.guest)
+            let (from, source) = try Self.running()
             let uri = "unix:\(from.path)/migration.sock"
             _ = try source.run("migrate", ["uri": .string(uri)])
             let answer = try Self.wait(source)
@@ -183,10 +195,7 @@ extension SupervisorTests {
 
         @Test("a guest goes through commands and comes back; one that fails leaves it here, running")
         func commands() throws {
-            let from = try SupervisorFixture(name: "source")
-            let source = try from.connect()
-            _ = try source.run("cont")
-            try Self.fill(from.guest)
+            let (from, source) = try Self.running()
             _ = try source.run("migrate", ["uri": "exec:cat >/dev/null; exit 3"])
             let answer = try Self.wait(source)
             #expect(answer["status"] == "failed")
@@ -204,26 +213,19 @@ extension SupervisorTests {
         }
 
         @Test("a command that does not end can be cancelled, and the guest runs on") func endlessCommand() throws {
-            let from = try SupervisorFixture(name: "source")
-            let source = try from.connect()
-            _ = try source.run("cont")
-            try Self.fill(from.guest)
-            _ = try source.run("migrate", ["uri": "exec:cat >/dev/null; exec sleep 600"])
-            while try source.run("query-migrate")["status"] != "device" { usleep(1000) }
+            let (from, source) = try Self.running()
+            try Self.migrateWithoutEnd(source)
             _ = try source.run("migrate_cancel")
             #expect(try Self.wait(source) == ["status": "cancelled"])
             #expect(try source.run("query-status")["status"] == "running")
+            withExtendedLifetime(from) {}
         }
 
         @Test("a migration is said to be over when the next command can be given, and not before") func saidWhenOver()
             throws
         {
-            let from = try SupervisorFixture(name: "source")
-            let source = try from.connect()
-            _ = try source.run("cont")
-            try Self.fill(from.guest)
-            _ = try source.run("migrate", ["uri": "exec:cat >/dev/null; exec sleep 600"])
-            while try source.run("query-migrate")["status"] != "device" { usleep(1000) }
+            let (from, source) = try Self.running()
+            try Self.migrateWithoutEnd(source)
             from.onLoop {
                 #expect(throws: Never.self) { try from.supervisor.migration.cancel() }
                 // Its thread comes to its end meanwhile; the monitor's, which is this one, has not heard of it.
@@ -239,10 +241,7 @@ extension SupervisorTests {
         }
 
         @Test("a cancelled migration leaves the guest running") func cancel() throws {
-            let from = try SupervisorFixture(name: "source")
-            let source = try from.connect()
-            _ = try source.run("cont")
-            try Self.fill(from.guest)
+            let (from, source) = try Self.running()
             _ = try source.run("migrate-set-parameters", ["max-bandwidth": 65536])  // never done before it is cancelled
             #expect(try source.run("migrate_cancel") == [:])
             // Somebody listens and never reads.

@@ -95,7 +95,7 @@ final class PipeReaders: Sendable {
 
     /// Copies one of the pieces that wait, here, if more wait than the other threads take next: false when not.
     func help() -> Bool {
-        let others = pipes.count / 2 - 1
+        let others = threads.read { $0.count }
         guard let piece = state.update({ $0.pieces.count > others ? $0.nextPiece() : nil }) else { return false }
         finish(piece)
         return true
