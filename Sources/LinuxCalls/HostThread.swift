@@ -65,11 +65,13 @@ package final class HostThread: Sendable {
 
     /// Runs `body` on another processor of the host than that one, if the calling thread may; afterwards it may run where it might
     /// before. The corresponding C function is `sched_setaffinity`.
-    package static func away<Result>(from processor: CInt, _ body: () -> Result) -> Result {
+    package static func away<Result, Failure: Error>(
+        from processor: CInt, _ body: () throws(Failure) -> Result
+    ) throws(Failure) -> Result {
         var before = shim_processors()
         let hasLeft = unsafe shim_leave_processor(processor, &before) != 0
         defer { if hasLeft { unsafe shim_allow_processors(&before) } }
-        return body()
+        return try body()
     }
 
     /// Runs `body` in the shortest turns on a processor that the kernel gives. Among threads that want one processor, one with short

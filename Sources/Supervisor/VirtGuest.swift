@@ -57,6 +57,8 @@ package final class VirtGuest: SupervisedGuest {
     package init(machine: VirtMachine, events: EventSink, backends: GuestBackends? = nil) {
         self.machine = machine
         self.backends = backends
+        // The engine writes and reads whether the guest ran itself.
+        components = machine.components.filter { $0.sectionName != machine.globalState.sectionName }
         sink = events
     }
 
@@ -102,9 +104,6 @@ package final class VirtGuest: SupervisedGuest {
     }
     package var surplusBlocks: [String: Int] { VirtMachine.surplusBlocks }
     package var isRunning: Bool { machine.isRunning }
-    package var components: [any StatefulComponent] {
-        // The engine writes and reads whether the guest ran itself.
-        machine.components.filter { $0.sectionName != machine.globalState.sectionName }
-    }
+    package let components: [any StatefulComponent]
     package func finishLoading() throws { try machine.finishLoading() }
 }

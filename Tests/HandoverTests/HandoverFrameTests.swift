@@ -73,6 +73,17 @@ import Testing
         #expect(throws: HandoverError.self) { try OwnershipWord(adopting: good) }
     }
 
+    @Test("beside the ownership word the source says which processor it runs on, and that decides nothing")
+    func place() throws {
+        let source = try OwnershipWord()
+        let destination = try OwnershipWord(adopting: try OwnedDescriptor.duplicate(of: source.file.rawValue))
+        #expect(destination.sourceProcessor == nil)
+        source.tellProcessor()
+        let processor = try #require(destination.sourceProcessor)
+        #expect((0..<CInt(sysconf(CInt(_SC_NPROCESSORS_CONF)))).contains(processor))
+        #expect(source.owner == .source && destination.owner == .source && !destination.claim())
+    }
+
     @Test("populating fills the page tables for what holds data and leaves holes alone", arguments: PopulatedCase.all)
     func populate(_ which: PopulatedCase) throws {
         let byteCount = 64 << 20

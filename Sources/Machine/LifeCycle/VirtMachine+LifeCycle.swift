@@ -150,8 +150,9 @@ extension VirtMachine {
     private func release() {
         clock.resume()
         for device in devices { device.resume() }
-        timers.resume()
+        // Before the timers' thread is woken, which takes as long as all the rest.
         gate.open()
+        timers.resume()
     }
 
     private func restart() throws(MachineError) {

@@ -1,4 +1,5 @@
 import ComponentState
+import Glibc
 package import LinuxCalls
 
 /// What the destination's driver needs of the process that takes a guest over.
@@ -99,16 +100,28 @@ package struct HandoverDestination {
     ) throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
-        var frame = try receive(isImminent: true)
-        while frame.kind == .part {
-            let bytes = frame.payload
-            try asMachineError { try load(bytes) }
-            frame = try receive(isImminent: true)
+        let frame = try HostThread.away(from: awaitSource()) { () throws(HandoverError) in
+            var frame = try receive(isImminent: true)
+            while frame.kind == .part {
+                let bytes = frame.payload
+                try asMachineError { try load(bytes) }
+                frame = try receive(isImminent: true)
+            }
+            return frame
         }
         let state = try HandoverState.take(try frame.expected(.state), times: &times)
         times.received = monotonicNanoseconds()
         enter(.loading)
         return state
+    }
+
+    /// Waits until the source says which processor of the host it runs on, or sends something; not long. -1 when it did not say.
+    private func awaitSource() -> CInt {
+        let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
+        while let word, word.sourceProcessor == nil, !HandoverFrame.isHere(socket), monotonicNanoseconds() < end {
+            sched_yield()
+        }
+        return word?.sourceProcessor ?? -1
     }
 
     package static func refusePart(_: [UInt8]) throws {

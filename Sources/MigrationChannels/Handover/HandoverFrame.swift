@@ -45,7 +45,7 @@ package struct HandoverFrame: Sendable {
     package static let payloadByteCountMax = 256 << 20
     /// How long a receiver stays awake for a frame that is about to come. A processor of the host that sleeps takes tens of
     /// microseconds to wake up.
-    private static let awakeNanoseconds: Int64 = 2_000_000
+    static let awakeNanoseconds: Int64 = 2_000_000
     /// Largest payload that is copied behind its header, in bytes.
     private static let joinedByteCountMax = 64 << 10
     /// Most descriptors one frame may carry.
@@ -65,13 +65,17 @@ package struct HandoverFrame: Sendable {
             return try Self.sendAll(header.bytes + payload, to: socket, deadline: deadline)
         }
         try Self.sendAll(header.bytes, to: socket, deadline: deadline)
+        // The descriptors of a call come with its first byte: the last carrier and the payload go together.
+        let isJoined = payload.count <= Self.joinedByteCountMax
         var rest = descriptors[...]
         while !rest.isEmpty {
+            let group = Array(rest.prefix(StreamSocket.descriptorsMax))
+            rest = rest.dropFirst(group.count)
             try Self.sendAll(
-                [0x2B], descriptors: Array(rest.prefix(StreamSocket.descriptorsMax)), to: socket, deadline: deadline)
-            rest = rest.dropFirst(StreamSocket.descriptorsMax)
+                rest.isEmpty && isJoined ? [0x2B] + payload : [0x2B], descriptors: group, to: socket, deadline: deadline
+            )
         }
-        try Self.sendAll(payload, to: socket, deadline: deadline)
+        if descriptors.isEmpty || !isJoined { try Self.sendAll(payload, to: socket, deadline: deadline) }
     }
 
     /// This frame, if it is of that kind.
@@ -202,6 +206,12 @@ package struct HandoverFrame: Sendable {
         }
         if let failure { throw failure }
         return result!
+    }
+
+    /// The beginning of a frame, or the end of the stream, can be read.
+    static func isHere(_ socket: OwnedDescriptor) -> Bool {
+        var entry = pollfd(fd: socket.rawValue, events: Int16(POLLIN), revents: 0)
+        return unsafe poll(&entry, 1, 0) != 0
     }
 
     private static func wait(

@@ -9,6 +9,9 @@ package protocol HandoverSubject: AnyObject {
     func describe() throws -> HandoverDescription
     /// Suspends what the guest does not see, its monitor's clients, and writes that down. The guest runs on.
     func suspend() throws -> HandoverState
+    /// Does what will have to be done while the guest stands still, with something else; the guest runs on. What a processor has just
+    /// done it does faster.
+    func rehearse()
     /// Stops the guest: afterwards nothing of it runs or is in flight, and memory that does not cross by descriptor has
     /// crossed. What of that can be done while the guest runs is done before it is stopped.
     func pause() throws
@@ -29,6 +32,7 @@ package protocol HandoverSubject: AnyObject {
 
 extension HandoverSubject {
     package func meet(_ peer: HandoverPeer) throws {}
+    package func rehearse() {}
     /// Nothing but the guest itself.
     package func suspend() throws -> HandoverState { HandoverState(bytes: []) }
     package var pauseBegan: Int64? { nil }
@@ -166,6 +170,8 @@ package struct HandoverSource {
             times.ready = monotonicNanoseconds()
 
             try enter(.pausing, &phase)
+            word.tellProcessor()
+            subject.rehearse()
             times.pauseBegun = monotonicNanoseconds()
             try asMachineError { try subject.pause() }
             times.paused = monotonicNanoseconds()

@@ -18,11 +18,15 @@ package final class OwnershipWord: Sendable {
     /// The memory both processes map; crosses by SCM_RIGHTS.
     package let file: OwnedDescriptor
     private let word: WaitWord
+    /// Decides nothing: the processor of the host that the source runs on, from 1; 0 until it says so, and of early programs for ever.
+    private let place: WaitWord
 
     /// A new word that says `source`.
     package init() throws(SystemCallError) {
         file = try MemoryFile.create(name: "sidestep-ownership", byteCount: hostPageSize)
-        word = WaitWord(in: try OwnedMapping(byteCount: hostPageSize, descriptor: file), offset: 0)
+        let page = try OwnedMapping(byteCount: hostPageSize, descriptor: file)
+        word = WaitWord(in: page, offset: 0)
+        place = WaitWord(in: page, offset: Self.placeOffset)
         word.store(GuestOwner.source.rawValue)
     }
 
@@ -32,9 +36,23 @@ package final class OwnershipWord: Sendable {
         try ReceivedMemory.judge(file, byteCount: hostPageSize, name: "ownership word")
         self.file = file
         do {
-            word = WaitWord(in: try OwnedMapping(byteCount: hostPageSize, descriptor: file), offset: 0)
+            let page = try OwnedMapping(byteCount: hostPageSize, descriptor: file)
+            word = WaitWord(in: page, offset: 0)
+            place = WaitWord(in: page, offset: Self.placeOffset)
         } catch { throw HandoverError(.systemCall, "the ownership word cannot be mapped", cause: error) }
     }
+
+    /// A cache line of its own.
+    private static let placeOffset = 64
+
+    /// The processor of the host that the source says it runs on; nil until it has.
+    package var sourceProcessor: CInt? {
+        let number = place.load()
+        return number == 0 ? nil : CInt(clamping: number - 1)
+    }
+
+    /// The source says which processor of the host the caller runs on.
+    package func tellProcessor() { place.store(UInt32(clamping: HostThread.currentProcessor) + 1) }
 
     /// What the word says; nil for a value that no side ever writes.
     package var owner: GuestOwner? { GuestOwner(rawValue: word.load()) }

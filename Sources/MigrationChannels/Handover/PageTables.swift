@@ -109,7 +109,9 @@ package final class BackgroundPopulation: Sendable {
                 var next: Int? = start
                 while let position = next, !isToEnd.load(ordering: .relaxed) {
                     next = PageTables.populate(
-                        mapping, of: file, from: position, until: monotonicNanoseconds() + 1_000_000)
+                        mapping, of: file, from: position, until: monotonicNanoseconds() + 500_000)
+                    // A processor takes a thread that waits for another one only when it becomes idle.
+                    usleep(50)
                 }
             }
         }

@@ -19,6 +19,7 @@ final class UpgradeSource: HandoverSubject {
     private var plan: UpgradePlan?
     private var stateVersion = 1
     private var memory: UpgradeMemorySource?
+    private var rehearsal: UpgradeRehearsal?
     private var wasRunning = false
     private var isSuspended = false
     private let processorTimeAtStart = SentMemory.threadProcessorNanoseconds()
@@ -95,7 +96,7 @@ final class UpgradeSource: HandoverSubject {
 
     func suspend() throws -> HandoverState {
         isSuspended = true
-        try? backends.rehearseHandover()
+        rehearsal = try? UpgradeRehearsal(supervisor.configuration.machineConfiguration, backends: backends)
         let supervisor = supervisor
         return try supervisor.loop.sync {
             supervisor.server.suspend()
@@ -107,6 +108,8 @@ final class UpgradeSource: HandoverSubject {
             return HandoverState(bytes: Array(try JSONEncoder().encode(monitor)), resources: resources)
         }
     }
+
+    func rehearse() { try? rehearsal?.run() }
 
     func pause() throws {
         wasRunning = guest.isRunning
