@@ -118,7 +118,9 @@ package struct HandoverDestination {
     /// Waits until the source says which processor of the host it runs on, or sends something; not long. -1 when it did not say.
     private func awaitSource() -> CInt {
         let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
-        while let word, word.sourceProcessor == nil, !HandoverFrame.isHere(socket), monotonicNanoseconds() < end {
+        while let word, word.sourceProcessor == nil, monotonicNanoseconds() < end,
+            (try? socket.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 0)) == 0
+        {
             sched_yield()
         }
         return word?.sourceProcessor ?? -1

@@ -208,12 +208,6 @@ package struct HandoverFrame: Sendable {
         return result!
     }
 
-    /// The beginning of a frame, or the end of the stream, can be read.
-    static func isHere(_ socket: OwnedDescriptor) -> Bool {
-        var entry = pollfd(fd: socket.rawValue, events: Int16(POLLIN), revents: 0)
-        return unsafe poll(&entry, 1, 0) != 0
-    }
-
     private static func wait(
         for socket: OwnedDescriptor, events: Int16, peer: OwnedDescriptor? = nil, deadline: Int64
     ) throws(HandoverError) {

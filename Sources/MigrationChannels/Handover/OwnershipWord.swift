@@ -22,24 +22,25 @@ package final class OwnershipWord: Sendable {
     private let place: WaitWord
 
     /// A new word that says `source`.
-    package init() throws(SystemCallError) {
-        file = try MemoryFile.create(name: "sidestep-ownership", byteCount: hostPageSize)
-        let page = try OwnedMapping(byteCount: hostPageSize, descriptor: file)
-        word = WaitWord(in: page, offset: 0)
-        place = WaitWord(in: page, offset: Self.placeOffset)
+    package convenience init() throws(SystemCallError) {
+        let file = try MemoryFile.create(name: "sidestep-ownership", byteCount: hostPageSize)
+        self.init(file, in: try OwnedMapping(byteCount: hostPageSize, descriptor: file))
         word.store(GuestOwner.source.rawValue)
     }
 
     /// The peer's word.
     /// - Throws: ``HandoverError`` when the descriptor is not a sealed memory file of one page.
-    package init(adopting file: OwnedDescriptor) throws(HandoverError) {
+    package convenience init(adopting file: OwnedDescriptor) throws(HandoverError) {
         try ReceivedMemory.judge(file, byteCount: hostPageSize, name: "ownership word")
+        do { self.init(file, in: try OwnedMapping(byteCount: hostPageSize, descriptor: file)) } catch {
+            throw HandoverError(.systemCall, "the ownership word cannot be mapped", cause: error)
+        }
+    }
+
+    private init(_ file: OwnedDescriptor, in page: OwnedMapping) {
         self.file = file
-        do {
-            let page = try OwnedMapping(byteCount: hostPageSize, descriptor: file)
-            word = WaitWord(in: page, offset: 0)
-            place = WaitWord(in: page, offset: Self.placeOffset)
-        } catch { throw HandoverError(.systemCall, "the ownership word cannot be mapped", cause: error) }
+        word = WaitWord(in: page, offset: 0)
+        place = WaitWord(in: page, offset: Self.placeOffset)
     }
 
     /// A cache line of its own.
