@@ -7,7 +7,7 @@ struct build_stamp {
 };
 
 __attribute__((used, section("sidestep_stamp"))) static const volatile struct build_stamp stamp = {
-    "sidestep-stamp:", 1, 3, "0.1.0"};
+    "sidestep-stamp:", 1, 4, "0.1.0"};
 
 const char *build_stamp_version(void) { return (const char *)stamp.version; }
 uint32_t build_stamp_state_first(void) { return stamp.state_first; }

@@ -160,15 +160,15 @@ int shim_current_processor(void) { return sched_getcpu(); }
 int shim_leave_processor(int processor, struct shim_processors *before) {
     _Static_assert(sizeof(cpu_set_t) <= sizeof *before, "all processors fit");
     cpu_set_t *all = (cpu_set_t *)before, others;
-    if (processor < 0 || processor >= CPU_SETSIZE || sched_getcpu() != processor) return 0;
+    if (processor < 0 || processor >= CPU_SETSIZE) return 0;
     if (sched_getaffinity(0, sizeof *all, all) < 0) return 0;
     others = *all;
     CPU_CLR(processor, &others);
     return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
 }
 
-void shim_allow_processors(const struct shim_processors *processors) {
-    sched_setaffinity(0, sizeof(cpu_set_t), (const cpu_set_t *)processors);
+void shim_allow_processors(int thread, const struct shim_processors *processors) {
+    sched_setaffinity(thread, sizeof(cpu_set_t), (const cpu_set_t *)processors);
 }
 
 // The first version of sched_setattr(2)'s structure; glibc had none before 2.41.
@@ -180,15 +180,15 @@ struct scheduling {
     uint64_t runtime, deadline, period;
 };
 
-uint64_t shim_set_turn(uint64_t nanoseconds) {
+uint64_t shim_set_turn(int thread, uint64_t nanoseconds) {
     struct scheduling now = {.size = sizeof now};
-    if (syscall(SYS_sched_getattr, 0, &now, sizeof now, 0) < 0) return 0;
+    if (syscall(SYS_sched_getattr, thread, &now, sizeof now, 0) < 0) return 0;
     if (now.policy != SCHED_OTHER && now.policy != SCHED_BATCH) return 0;
     uint64_t before = now.runtime;
     if (before == 0) return 0;
     now.size = sizeof now;
     now.runtime = nanoseconds;
-    return syscall(SYS_sched_setattr, 0, &now, 0) < 0 ? 0 : before;
+    return syscall(SYS_sched_setattr, thread, &now, 0) < 0 ? 0 : before;
 }
 
 int shim_thread_id(void) { return (int)syscall(SYS_gettid); }

@@ -181,8 +181,12 @@ package protocol StatefulComponent: AnyObject, Sendable {
     func codeState(with coder: inout any StateCoder) throws(StateError)
     /// What a section that is read and never written holds, for the user who may miss it; nil for all others.
     var surplus: String? { get }
+    /// Whether the state may also be coded while the guest runs, each time as it is in one moment, and decoded whatever other
+    /// components hold. Then it can go ahead to another process, and only what has changed since is part of the guest's pause.
+    var canGoAhead: Bool { get }
 }
 
 extension StatefulComponent {
     package var surplus: String? { nil }
+    package var canGoAhead: Bool { false }
 }

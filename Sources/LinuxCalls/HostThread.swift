@@ -68,9 +68,8 @@ package final class HostThread: Sendable {
     package static func away<Result, Failure: Error>(
         from processor: CInt, _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        var before = shim_processors()
-        let hasLeft = unsafe shim_leave_processor(processor, &before) != 0
-        defer { if hasLeft { unsafe shim_allow_processors(&before) } }
+        let detour = currentProcessor == processor ? Detour(around: processor) : nil
+        defer { detour?.end() }
         return try body()
     }
 
@@ -81,9 +80,32 @@ package final class HostThread: Sendable {
     package static func inShortTurns<Result, Failure: Error>(
         _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        let before = shim_set_turn(shortTurnNanoseconds)
-        defer { if before != 0 { _ = shim_set_turn(before) } }
+        let before = shim_set_turn(0, shortTurnNanoseconds)
+        defer { if before != 0 { _ = shim_set_turn(0, before) } }
         return try body()
+    }
+
+    /// A thread's time away from one processor of the host, which another thread may end when this one has better things to do.
+    package struct Detour: Sendable {
+        private let thread = currentIdentifier
+        private var processors = shim_processors()
+        private let hasLeft: Bool
+        private let turn: UInt64
+
+        /// The calling thread runs elsewhere than on that processor from now on, if it may.
+        /// - Parameter inShortTurns: See ``HostThread/inShortTurns(_:)``.
+        package init(around processor: CInt, inShortTurns: Bool = false) {
+            hasLeft = unsafe shim_leave_processor(processor, &processors) != 0
+            turn = inShortTurns ? shim_set_turn(0, shortTurnNanoseconds) : 0
+        }
+
+        /// The thread may run where it might before, in turns as before.
+        package func end() {
+            if hasLeft {
+                unsafe withUnsafePointer(to: processors) { unsafe shim_allow_processors(thread, $0) }
+            }
+            if turn != 0 { _ = shim_set_turn(thread, turn) }
+        }
     }
 
     /// What the kernel allows at least.

@@ -140,7 +140,7 @@ private final class SubjectAdapter: HandoverSubject {
         state = try subject.pause()
     }
 
-    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState {
+    func save(sendPart: (HandoverPart) throws(HandoverError) -> Void) throws -> HandoverState {
         let resources = try subject.descriptors.sorted { $0.key < $1.key }.map { name, number in
             NamedDescriptor(name, try OwnedDescriptor.duplicate(of: number))
         }

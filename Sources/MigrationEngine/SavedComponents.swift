@@ -8,16 +8,19 @@ package enum SavedComponents {
     /// - Parameters:
     ///   - partByteCount: After so many bytes the sections that have gathered go ahead, to be read by the other side meanwhile.
     ///   - sendPart: Gets them.
-    /// - Returns: What comes behind the parts.
+    ///   - ahead: What the other side has already; a section that is still the same is left out.
+    /// - Returns: What comes behind the parts, without what stands as it went ahead.
     package static func encode(
-        _ components: [any StatefulComponent], partByteCount: Int = .max,
+        _ components: [any StatefulComponent], partByteCount: Int = .max, ahead: inout ComponentsAhead,
         sendPart: ([UInt8]) throws -> Void = { _ in }
     ) throws -> [UInt8] {
         let writer = StreamWriter()
         var description: VMDescription?
         for (index, component) in components.enumerated() {
+            let start = writer.count
             try SectionEncoder.encode(
                 component, id: UInt32(index), layout: .native, to: writer, description: &description)
+            if ahead.stands(index, as: writer, from: start) { writer.truncate(to: start) }
             if writer.count >= partByteCount {
                 try sendPart(writer.bytes)
                 writer.removeAll()
@@ -27,10 +30,20 @@ package enum SavedComponents {
         return writer.bytes
     }
 
+    /// The same with nothing gone ahead.
+    package static func encode(_ components: [any StatefulComponent]) throws -> [UInt8] {
+        var nothing = ComponentsAhead()
+        return try encode(components, ahead: &nothing)
+    }
+
     /// Gives components their state as it comes, one part after the other.
     package struct Reader {
         private var register: SectionRegister
         private var reader: StreamReader
+        /// What came ahead and could not be loaded then, by the component's place.
+        private var waiting: [Int: [UInt8]] = [:]
+        /// Places of the components whose sections came ahead.
+        private var came: Set<Int> = []
 
         package init(_ components: [any StatefulComponent]) {
             register = SectionRegister(components: components, layouts: [.native])
@@ -40,6 +53,28 @@ package enum SavedComponents {
 }
 
 extension SavedComponents.Reader {
+    /// Takes what went ahead. What the components refuse now, since the guest was in the middle of something, is loaded when it turns out to
+    /// stand, and refused then.
+    package mutating func take(_ ahead: ComponentsAhead) {
+        var trial = self
+        for (place, section) in ahead.sections {
+            came.insert(place)
+            do throws(MigrationError) { try trial.decode(part: section) } catch { waiting[place] = section }
+        }
+    }
+
+    /// Counts components as loaded whose sections stand as they went ahead.
+    /// - Throws: when such a section did not come, or is refused.
+    package mutating func stand(_ places: [Int]) throws(MigrationError) {
+        for place in places {
+            guard came.contains(place) else {
+                throw MigrationError(
+                    .missingSection, in: .switchover, "component \(place) is to stand as it went ahead, and it did not")
+            }
+            if let section = waiting[place] { try decode(part: section) } else { try register.stand(place) }
+        }
+    }
+
     /// Reads whole sections.
     /// - Throws: when a section is unknown, doubled or refused. Some components may then hold the new state: the machine must not
     ///   run.

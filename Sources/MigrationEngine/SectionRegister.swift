@@ -70,6 +70,16 @@ package struct SectionRegister {
         return component
     }
 
+    /// Counts a component as received that has its state already, by its place among all.
+    mutating func stand(_ place: Int) throws(MigrationError) {
+        guard entries.indices.contains(place), !entries[place].isReceived else {
+            throw MigrationError(
+                .doubledSection, in: .switchover,
+                "component \(place) of \(entries.count) is to stand as it is, and is not known or came as well")
+        }
+        entries[place].isReceived = true
+    }
+
     /// Throws unless some layout that fits what came has all its sections.
     package func requireAll() throws(MigrationError) {
         let missing = entries.filter { !$0.isReceived }

@@ -224,6 +224,8 @@ package final class CFIFlash: BusDevice, StatefulComponent {
 
     // MARK: State
 
+    package var canGoAhead: Bool { true }
+
     package func sectionVersion(for layout: StateLayout) -> UInt32? { 1 }
 
     package func codeState(with coder: inout any StateCoder) throws(StateError) {

@@ -174,6 +174,8 @@ package final class FirmwareConfiguration: BusDevice, StatefulComponent {
 
     // MARK: State
 
+    package var canGoAhead: Bool { true }
+
     package func sectionVersion(for layout: StateLayout) -> UInt32? { 2 }
 
     package func codeState(with coder: inout any StateCoder) throws(StateError) {

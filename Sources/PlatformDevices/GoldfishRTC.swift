@@ -145,6 +145,8 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
 
     // MARK: State
 
+    package var canGoAhead: Bool { true }
+
     package func sectionVersion(for layout: StateLayout) -> UInt32? { 3 }
 
     package func codeState(with coder: inout any StateCoder) throws(StateError) {

@@ -66,6 +66,8 @@ package final class PCIHost: BusDevice, StatefulComponent {
 
     // MARK: State
 
+    package var canGoAhead: Bool { true }
+
     package func sectionVersion(for layout: StateLayout) -> UInt32? { 1 }
 
     package func codeState(with coder: inout any StateCoder) throws(StateError) {
@@ -105,6 +107,8 @@ private final class PCIHostSection: StatefulComponent {
     let instance: UInt32 = 0
     let readableVersions: ClosedRange<UInt32> = 1...1
 
+    var canGoAhead: Bool { true }
+
     func sectionVersion(for layout: StateLayout) -> UInt32? { 1 }
 
     func codeState(with coder: inout any StateCoder) throws(StateError) {
@@ -118,6 +122,8 @@ private final class PCIBusSection: StatefulComponent {
     let sectionName = "PCIBUS"
     let instance: UInt32 = 0
     let readableVersions: ClosedRange<UInt32> = 1...1
+
+    var canGoAhead: Bool { true }
 
     func sectionVersion(for layout: StateLayout) -> UInt32? { 1 }
 

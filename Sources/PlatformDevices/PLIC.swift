@@ -207,6 +207,8 @@ package final class PLIC: BusDevice, StatefulComponent {
 
     // MARK: State
 
+    package var canGoAhead: Bool { true }
+
     package func sectionVersion(for layout: StateLayout) -> UInt32? { 1 }
 
     package func codeState(with coder: inout any StateCoder) throws(StateError) {

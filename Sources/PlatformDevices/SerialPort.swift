@@ -384,6 +384,8 @@ package final class SerialPort: BusDevice, StatefulComponent {
 
     // MARK: State
 
+    package var canGoAhead: Bool { true }
+
     package func sectionVersion(for layout: StateLayout) -> UInt32? { 3 }
 
     package func codeState(with coder: inout any StateCoder) throws(StateError) {

@@ -27,6 +27,8 @@ enum UpgradeStateVersion {
     static let withHistory = 2
     /// Components' sections come ahead of the rest of the state, in parts.
     static let withParts = 3
+    /// Sections of components that can be coded while the guest runs come before the pause, with the monitor's clients.
+    static let withAhead = 4
 
     /// The newest that both know.
     static func common(with peer: ClosedRange<Int>, of program: String) throws(Refusal) -> Int {

@@ -10,6 +10,8 @@ extension VirtioMMIOTransport: StatefulComponent {
 
     package var instance: UInt32 { 0 }
 
+    package var canGoAhead: Bool { true }
+
     /// Nil for an empty slot, which has no section.
     package func sectionVersion(for layout: StateLayout) -> UInt32? { core?.device.identity.stateVersion }
 

@@ -8,8 +8,8 @@ private final class EndlessGuest: HandoverSubject {
 
     func describe() throws -> HandoverDescription { HandoverDescription(configuration: [], blocks: [], resources: []) }
     func pause() throws {}
-    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState {
-        while true { try sendPart([UInt8](repeating: 1, count: 100_000)) }
+    func save(sendPart: (HandoverPart) throws(HandoverError) -> Void) throws -> HandoverState {
+        while true { try sendPart(.plain([UInt8](repeating: 1, count: 100_000))) }
     }
     func resume() throws { isResumed = true }
     func release() { Issue.record("the guest was given away") }

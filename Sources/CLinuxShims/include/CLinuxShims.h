@@ -91,12 +91,13 @@ int shim_current_processor(void);
 struct shim_processors {
     unsigned long words[16];
 };
-/// Has the calling thread leave `processor`, if it runs there and may run elsewhere: true, and `before` says where it might run.
+/// Keeps the calling thread from `processor`, if it may run elsewhere: true, and `before` says where it might run.
 int shim_leave_processor(int processor, struct shim_processors *before);
-void shim_allow_processors(const struct shim_processors *processors);
-/// How long the calling thread's turns on a processor are from now on, in nanoseconds, and what they were; 0 when the kernel (before
-/// 6.12) or the thread's policy has none.
-uint64_t shim_set_turn(uint64_t nanoseconds);
+/// Where a thread may run; 0 is the calling one.
+void shim_allow_processors(int thread, const struct shim_processors *processors);
+/// How long a thread's turns on a processor are from now on, in nanoseconds, and what they were; 0 when the kernel (before 6.12) or
+/// the thread's policy has none. Thread 0 is the calling one.
+uint64_t shim_set_turn(int thread, uint64_t nanoseconds);
 
 int shim_fcntl_int(int descriptor, int command, int argument);
 int shim_fcntl_lock(int descriptor, int command, struct flock *lock);

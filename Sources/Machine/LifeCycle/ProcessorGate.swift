@@ -24,6 +24,15 @@ final class ProcessorGate: Sendable {
     private let openingProcessor = Atomic<CInt>(-1)
     /// Whether a thread stays awake for that.
     private let isAwaited = Atomic<Bool>(false)
+    private let expectation = Mutex(Expectation())
+
+    private struct Expectation: Sendable {
+        /// Returns when the gate is about to open.
+        var signal: (@Sendable () -> Void)?
+        /// Of the thread that was awake for it.
+        var detour: HostThread.Detour?
+    }
+
     private static let awakeNanoseconds: Int64 = 2_000_000
     /// How long a thread that leaves its run is looked for before whoever waits sleeps.
     private static let lookingNanoseconds: Int64 = 200_000
@@ -74,13 +83,15 @@ final class ProcessorGate: Sendable {
         if firstEntry.load(ordering: .sequentiallyConsistent) == 0 {
             entries.wait(while: seen, timeoutNanoseconds: 1_000_000)
         }
+        expectation.withLock { $0.detour.take() }?.end()
         let time = firstEntry.load(ordering: .sequentiallyConsistent)
         return time == 0 ? nil : time
     }
 
-    /// The gate will open within the next millisecond or so: one thread stays awake for it. A processor of the host that sleeps
-    /// takes tens of microseconds to wake up.
-    func expectOpening() {
+    /// The gate will open right after `signal` returns: one thread calls it, and stays awake from then on. A processor of the host that
+    /// sleeps takes tens of microseconds to wake up, and who opens the gate has no time to wake one.
+    func expectOpening(after signal: @escaping @Sendable () -> Void) {
+        expectation.withLock { $0.signal = signal }
         openingProcessor.store(HostThread.currentProcessor, ordering: .relaxed)
         expectedUntil.store(monotonicNanoseconds() + Self.awakeNanoseconds, ordering: .relaxed)
         openings.wakeOne()
@@ -88,20 +99,25 @@ final class ProcessorGate: Sendable {
 
     /// True when the gate was opened while the thread was awake for it; false when it is to sleep.
     private func awaitOpening(while seen: UInt32) -> Bool {
-        let end = expectedUntil.load(ordering: .relaxed)
-        guard end > monotonicNanoseconds(), !isAwaited.exchange(true, ordering: .relaxed) else { return false }
+        guard expectedUntil.load(ordering: .relaxed) > monotonicNanoseconds(),
+            !isAwaited.exchange(true, ordering: .relaxed)
+        else { return false }
         defer { isAwaited.store(false, ordering: .relaxed) }
         // Where the opener runs it would only be woken when that sleeps.
-        return HostThread.away(from: openingProcessor.load(ordering: .relaxed)) {
-            HostThread.inShortTurns {
-                while openings.load() == seen {
-                    // Whoever else wants this processor gets it.
-                    sched_yield()
-                    if monotonicNanoseconds() >= end { return false }
-                }
-                return true
+        let detour = HostThread.Detour(around: openingProcessor.load(ordering: .relaxed), inShortTurns: true)
+        if let signal = expectation.withLock({ $0.signal.take() }) { signal() }
+        let end = monotonicNanoseconds() + Self.awakeNanoseconds
+        while openings.load() == seen {
+            // Whoever else wants this processor gets it.
+            sched_yield()
+            if monotonicNanoseconds() >= end {
+                detour.end()
+                return false
             }
         }
+        // Ended by whoever asks for the time of the first entry: the guest need not wait for that.
+        expectation.withLock { $0.detour = detour }
+        return true
     }
 
     func close() { closed.store(true, ordering: .sequentiallyConsistent) }

@@ -36,8 +36,8 @@ extension VirtMachine {
     /// When the first processor ran after ``resume()``, CLOCK_MONOTONIC in nanoseconds; nil when none has within a millisecond.
     package func timeOfFirstInstruction() -> Int64? { gate.timeOfFirstEntry() }
 
-    /// ``resume()`` will follow within the next millisecond or so, and is to be quick.
-    package func expectResume() { gate.expectOpening() }
+    /// ``resume()`` will follow right after `signal` returns, and is to be quick. ``timeOfFirstInstruction()`` is to be asked for after it.
+    package func expectResume(after signal: @escaping @Sendable () -> Void) { gate.expectOpening(after: signal) }
 
     /// Lets the guest run on from where it stands. No effect on a running guest.
     package func resume() throws(MachineError) {

@@ -56,6 +56,34 @@ package struct HandoverState: Sendable {
     }
 }
 
+/// What goes ahead of a paused guest's state, to be loaded meanwhile.
+package enum HandoverPart: Sendable {
+    /// Opaque here.
+    case plain([UInt8])
+    /// The same with descriptors. Only where the destination's version of the state has it.
+    case withDescriptors(HandoverState)
+}
+
+extension HandoverPart {
+    func frame(times: HandoverTimes) -> HandoverFrame {
+        switch self {
+        case .plain(let bytes): HandoverFrame(.part, payload: bytes)
+        case .withDescriptors(let state): state.frame(.early, times: times)
+        }
+    }
+
+    /// Nil when the frame is none of them.
+    static func take(_ frame: HandoverFrame) throws(HandoverError) -> HandoverPart? {
+        switch frame.kind {
+        case .part: return .plain(frame.payload)
+        case .early:
+            var times = HandoverTimes()
+            return .withDescriptors(try HandoverState.take(frame, times: &times))
+        default: return nil
+        }
+    }
+}
+
 extension ByteReader where Failure == HandoverError {
     /// What a frame holds.
     init(_ payload: [UInt8]) { self.init(payload) { HandoverError(.malformed, "a frame is damaged: \($0)") } }

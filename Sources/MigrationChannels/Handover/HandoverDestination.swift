@@ -9,8 +9,10 @@ package protocol HandoverReceiver: AnyObject {
     func prepare(_ description: HandoverDescription) throws
     /// Takes over what the source suspended while the guest runs on there. Nothing outside may be touched.
     func adopt(_ control: HandoverState) throws
+    /// The source is about to pause the guest; `offer` returns when it has offered it. The guest is to run soon after that.
+    func expect(_ offer: @escaping @Sendable () -> Void)
     /// Takes a part of the state of the paused guest, before the rest comes by ``load(_:)``; as that.
-    func load(part: [UInt8]) throws
+    func load(part: HandoverPart) throws
     /// Takes the state of the paused guest. Still nothing outside this process may be touched.
     func load(_ state: HandoverState) throws
     /// The guest is ours: run it. The times are those up to the claim.
@@ -23,7 +25,8 @@ extension HandoverReceiver {
     /// Nothing but the guest itself.
     package func adopt(_ control: HandoverState) throws {}
     /// For a receiver whose version of the state has no parts.
-    package func load(part: [UInt8]) throws { try HandoverDestination.refusePart(part) }
+    package func expect(_ offer: @escaping @Sendable () -> Void) {}
+    package func load(part: HandoverPart) throws { try HandoverDestination.refusePart(part) }
     package var timeOfFirstInstruction: Int64? { nil }
 }
 
@@ -49,6 +52,8 @@ package struct HandoverDestination {
     let stateVersions: ClosedRange<Int>
     let atStep: (HandoverPhase) -> Void
     private var word: OwnershipWord?
+    /// The frame that tells of the offer; the word itself may have been first.
+    private var hasReadOffer = false
     private var phase = HandoverPhase.greeting
     package private(set) var times = HandoverTimes()
 
@@ -94,17 +99,19 @@ package struct HandoverDestination {
     }
 
     /// Tells the source that it may pause the guest, and waits for the guest's state.
-    /// - Parameter load: Gets what comes ahead of it.
+    /// - Parameters:
+    ///   - expecting: Gets what waits for the offer, before the guest is paused.
+    ///   - load: Gets what comes ahead of the state.
     package mutating func receiveState(
-        part load: ([UInt8]) throws -> Void = refusePart
+        expecting: (@escaping @Sendable () -> Void) -> Void = { _ in }, part load: (HandoverPart) throws -> Void = refusePart
     ) throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
         let frame = try HostThread.away(from: awaitSource()) { () throws(HandoverError) in
+            if let word { expecting { word.awaitOffer() } }
             var frame = try receive(isImminent: true)
-            while frame.kind == .part {
-                let bytes = frame.payload
-                try asMachineError { try load(bytes) }
+            while let part = try HandoverPart.take(frame) {
+                try asMachineError { try load(part) }
                 frame = try receive(isImminent: true)
             }
             return frame
@@ -126,7 +133,7 @@ package struct HandoverDestination {
         return word?.sourceProcessor ?? -1
     }
 
-    package static func refusePart(_: [UInt8]) throws {
+    package static func refusePart(_: HandoverPart) throws {
         throw HandoverError(.malformed, "a part of a state came that has no parts")
     }
 
@@ -135,8 +142,11 @@ package struct HandoverDestination {
     package mutating func claim() throws(HandoverError) {
         times.loaded = monotonicNanoseconds()
         enter(.claiming)
-        do throws(HandoverError) { _ = try receive(.offer, isImminent: true) } catch {
-            guard error.code == .peerGone else { throw error }
+        if owner != .offered {
+            do throws(HandoverError) { _ = try receive(.offer, isImminent: true) } catch {
+                guard error.code == .peerGone else { throw error }
+            }
+            hasReadOffer = true
         }
         guard let word, word.claim() else { throw HandoverError(.cancelled, "the source keeps the guest") }
         times.claimed = monotonicNanoseconds()
@@ -149,6 +159,8 @@ package struct HandoverDestination {
         times.resumed = start ?? monotonicNanoseconds()
         try? HandoverFrame(.running, payload: times.destinationPart).send(
             to: socket, deadline: monotonicNanoseconds() + 1_000_000_000)
+        // Nothing is left unread: to the source that would look like a broken connection.
+        if !hasReadOffer { _ = try? receive(.offer) }
     }
 
     /// Gives up: tells the source why, unless it is gone. Answers the error with the phase filled in.
@@ -176,7 +188,7 @@ package struct HandoverDestination {
     private mutating func takeOver(_ receiver: any HandoverReceiver) throws(HandoverError) -> TakeoverOutcome {
         let control = try receiveControl()
         try asMachineError { try receiver.adopt(control) }
-        let state = try receiveState { try receiver.load(part: $0) }
+        let state = try receiveState(expecting: receiver.expect) { try receiver.load(part: $0) }
         try asMachineError { try receiver.load(state) }
         try claim()
         do { try receiver.run(times) } catch {

@@ -27,6 +27,8 @@ package struct HandoverFrame: Sendable {
         case control = 8
         /// Source to destination, before `state`: a part of it that can be loaded by itself. Only where both know it.
         case part = 9
+        /// Source to destination, before `part` and `state`: a part with descriptors. Only where both know it.
+        case early = 10
     }
 
     package var kind: Kind

@@ -22,7 +22,7 @@ package protocol HandoverSubject: AnyObject {
     /// Writes down the state of the paused guest.
     /// - Parameter sendPart: Sends what is written so far ahead of the answer, for the destination to load meanwhile. Only where
     ///   the destination's version of the state has parts.
-    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState
+    func save(sendPart: (HandoverPart) throws(HandoverError) -> Void) throws -> HandoverState
     /// Lets everything go on here that was suspended or paused; the destination will not. The guest may not have been paused
     /// yet.
     func resume() throws
@@ -180,8 +180,8 @@ package struct HandoverSource {
             let takeBack = times.pauseBegun + Int64(limit) * 1_000_000
             try enter(.saving, &phase)
             let state = try asMachineError {
-                try subject.save { (bytes) throws(HandoverError) in
-                    try send(HandoverFrame(.part, payload: bytes), deadline: takeBack)
+                try subject.save { (part) throws(HandoverError) in
+                    try send(part.frame(times: times), deadline: takeBack)
                 }
             }
             times.saved = monotonicNanoseconds()

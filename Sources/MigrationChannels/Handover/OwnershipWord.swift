@@ -58,6 +58,16 @@ package final class OwnershipWord: Sendable {
     /// What the word says; nil for a value that no side ever writes.
     package var owner: GuestOwner? { GuestOwner(rawValue: word.load()) }
 
+    /// Sleeps until the source has offered the guest, which wakes the caller; at most a minute.
+    package func awaitOffer() {
+        let end = monotonicNanoseconds() + 60_000_000_000
+        while owner == .source {
+            let left = end - monotonicNanoseconds()
+            guard left > 0 else { return }
+            word.wait(while: GuestOwner.source.rawValue, timeoutNanoseconds: left)
+        }
+    }
+
     /// The source offers the guest. False if the word did not say `source`.
     package func offer() -> Bool { word.compareExchange(GuestOwner.source.rawValue, GuestOwner.offered.rawValue) }
 

@@ -1,3 +1,4 @@
+import ComponentState
 import FoundationEssentials
 import Glibc
 import GuestMemory
@@ -24,6 +25,7 @@ final class UpgradeDestination: HandoverReceiver {
     private var sentMemory = SentMemory()
     private var reader: SavedComponents.Reader?
     private var waitingParts: [[UInt8]] = []
+    private var hasBackends = false
     private var held: Int64?
     private var processorNanoseconds: Int64 = 0
     /// Where the page tables are still to be filled.
@@ -115,7 +117,19 @@ final class UpgradeDestination: HandoverReceiver {
 
     func adopt(_ control: HandoverState) throws {
         guard let supervisor else { throw Refusal("nothing was prepared") }
-        let saved = try JSONDecoder().decode(SavedMonitor.self, from: Data(control.bytes))
+        var monitor = control.bytes
+        var ahead = ComponentsAhead()
+        if let description, description.stateVersion >= UpgradeStateVersion.withAhead {
+            let blobs = try NamedBlobs(control.bytes)
+            guard let blob = blobs["monitor"], let sections = blobs["ahead"] else {
+                throw Refusal("the monitor's clients did not come along")
+            }
+            monitor = blob
+            var reader = ByteReader(sections, of: "the state that came ahead")
+            ahead = try ComponentsAhead(from: &reader)
+            try reader.finish()
+        }
+        let saved = try JSONDecoder().decode(SavedMonitor.self, from: Data(monitor))
         let qmp = control.resources.filter { $0.name == "qmp" }.map(\.descriptor)
         let kept = control.resources.filter { $0.name == "kept" }.map(\.descriptor)
         try loop.sync {
@@ -126,6 +140,7 @@ final class UpgradeDestination: HandoverReceiver {
         // Last, for the processor's caches.
         try? backends?.rehearseHandover()
         try rehearseLoading()
+        reader?.take(ahead)
     }
 
     /// Takes the state that this machine has now as it will take the guest's: what that touches for the first time it touches now,
@@ -140,28 +155,47 @@ final class UpgradeDestination: HandoverReceiver {
 
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
 
-    func load(part: [UInt8]) throws {
+    func expect(_ offer: @escaping @Sendable () -> Void) {
+        guard description?.runState == .running, let guest else { return }
+        guest.machine.expectResume(after: offer)
+    }
+
+    func load(part: HandoverPart) throws {
         guard reader != nil else { throw Refusal("nothing was prepared") }
-        stateByteCount += part.count
-        // Components may look at memory: they wait until all of it is here.
-        if memory == nil { try reader?.decode(part: part) } else { waitingParts.append(part) }
+        switch part {
+        case .plain(let bytes):
+            stateByteCount += bytes.count
+            // Components may look at memory: they wait until all of it is here.
+            if memory == nil { try reader?.decode(part: bytes) } else { waitingParts.append(bytes) }
+        case .withDescriptors(let state):
+            stateByteCount += state.bytes.count
+            try adoptBackends(state)
+        }
+    }
+
+    private func adoptBackends(_ parcel: HandoverState) throws {
+        try backends?.adoptState(try BackendParcel(parcel.bytes, parcel.resources).unpack())
+        hasBackends = true
     }
 
     func load(_ state: HandoverState) throws {
-        guard let guest, let backends else { throw Refusal("nothing was prepared") }
+        guard let guest else { throw Refusal("nothing was prepared") }
         stateByteCount += state.bytes.count
         let blobs = try NamedBlobs(state.bytes)
-        guard let components = blobs["components"], let backendBytes = blobs["backends"] else {
+        if let bytes = blobs["backends"] { try adoptBackends(HandoverState(bytes: bytes, resources: state.resources)) }
+        guard let components = blobs["components"], hasBackends else {
             throw Refusal("the guest's state did not come along")
         }
         clockOffset = try blobs.integer("clock")
-        // Not before: the source needed that processor for what it was still saving.
-        if clockOffset != nil { guest.machine.expectResume() }
         if let bytes = blobs["memory"] { sentMemory = try SentMemory(bytes) }
         held = try blobs.integer("held")
         try memory?.finish()
-        try backends.adoptState(try BackendParcel(backendBytes, state.resources).unpack())
         for part in waitingParts { try reader?.decode(part: part) }
+        if let standing = blobs["standing"] {
+            var list = ByteReader(standing, of: "the list of what stands")
+            try reader?.stand(try ComponentsAhead.standing(from: &list))
+            try list.finish()
+        }
         try reader?.decode(components)
         if let clockOffset { guest.machine.clock.set(nanoseconds: VirtualClock.hostNanoseconds() &- clockOffset) }
         try guest.finishLoading()

@@ -20,9 +20,12 @@ final class UpgradeSource: HandoverSubject {
     private var stateVersion = 1
     private var memory: UpgradeMemorySource?
     private var rehearsal: UpgradeRehearsal?
+    private var ahead = ComponentsAhead()
     private var wasRunning = false
     private var isSuspended = false
     private let processorTimeAtStart = SentMemory.threadProcessorNanoseconds()
+    private var processorTimeBeforePause: Int64 = 0
+    private var pauseTime: Int64 = 0
 
     /// - Parameter outOfMemoryPriority: What this process was before the hand-over, and the successor is to be after it.
     init(
@@ -98,44 +101,70 @@ final class UpgradeSource: HandoverSubject {
         isSuspended = true
         rehearsal = try? UpgradeRehearsal(supervisor.configuration.machineConfiguration, backends: backends)
         let supervisor = supervisor
-        return try supervisor.loop.sync {
+        let (monitor, resources) = try supervisor.loop.sync {
             supervisor.server.suspend()
             let (server, sockets) = supervisor.server.handOver()
             let (store, kept) = supervisor.descriptorStore.handOver()
-            let monitor = SavedMonitor(server: server, store: store)
-            let resources =
-                sockets.map { NamedDescriptor("qmp", $0) } + kept.map { NamedDescriptor("kept", $0) }
-            return HandoverState(bytes: Array(try JSONEncoder().encode(monitor)), resources: resources)
+            let monitor = Array(try JSONEncoder().encode(SavedMonitor(server: server, store: store)))
+            return (monitor, sockets.map { NamedDescriptor("qmp", $0) } + kept.map { NamedDescriptor("kept", $0) })
         }
+        guard stateVersion >= UpgradeStateVersion.withAhead else {
+            return HandoverState(bytes: monitor, resources: resources)
+        }
+        // Components may look at memory as they are loaded: not before it is there.
+        if memory == nil { ahead = try ComponentsAhead(of: guest.components) }
+        var blobs = NamedBlobs()
+        blobs["monitor"] = monitor
+        blobs["ahead"] = ahead.bytes
+        return HandoverState(bytes: blobs.bytes, resources: resources)
     }
 
     func rehearse() { try? rehearsal?.run() }
 
     func pause() throws {
         wasRunning = guest.isRunning
+        processorTimeBeforePause = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
+        pauseTime = monotonicNanoseconds()
         guard let memory else { return try guest.pause() }
         try memory.send()
     }
 
-    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState {
+    func save(sendPart: (HandoverPart) throws(HandoverError) -> Void) throws -> HandoverState {
         var blobs = NamedBlobs()
-        blobs["components"] = try SavedComponents.encode(
-            guest.components, partByteCount: stateVersion >= UpgradeStateVersion.withParts ? 2 << 10 : .max,
-            sendPart: sendPart)
-        // The host's monotonic clock is one for both processes: the guest's time goes on as if nothing had been.
-        if wasRunning { blobs.set("clock", guest.machine.clock.hostOffsetNanoseconds) }
+        var state = HandoverState(bytes: [])
         var parcel = BackendParcel()
         for (name, handover) in try backends.handOverState() { parcel.add(name, handover) }
-        blobs["backends"] = parcel.blobs.bytes
+        // First, for the successor to take them while the components are still being saved.
+        if stateVersion >= UpgradeStateVersion.withAhead {
+            try sendPart(.withDescriptors(HandoverState(bytes: parcel.blobs.bytes, resources: parcel.descriptors)))
+        } else {
+            blobs["backends"] = parcel.blobs.bytes
+            state.resources = parcel.descriptors
+        }
+        blobs["components"] = try SavedComponents.encode(
+            guest.components, partByteCount: stateVersion >= UpgradeStateVersion.withParts ? 2 << 10 : .max,
+            ahead: &ahead
+        ) { try sendPart(.plain($0)) }
+        if stateVersion >= UpgradeStateVersion.withAhead { blobs["standing"] = ahead.standingBytes }
+        // The host's monotonic clock is one for both processes: the guest's time goes on as if nothing had been.
+        if wasRunning { blobs.set("clock", guest.machine.clock.hostOffsetNanoseconds) }
+        blobs["memory"] = sentMemory().bytes
+        blobs.set("held", guest.machine.heldNanoseconds)
+        state.bytes = blobs.bytes
+        return state
+    }
+
+    private func sentMemory() -> SentMemory {
         var sent = SentMemory()
         if let memory {
             sent.stopped = memory.pauseEnded
             sent.copiedByteCount = Int(memory.progress.ram.normalPages) * guestPageSize
+            sent.processorNanoseconds = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
+        } else {
+            // Since the pause began this thread has not slept; the call would take longer than all of this.
+            sent.processorNanoseconds = processorTimeBeforePause + monotonicNanoseconds() - pauseTime
         }
-        sent.processorNanoseconds = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
-        blobs["memory"] = sent.bytes
-        blobs.set("held", guest.machine.heldNanoseconds)
-        return HandoverState(bytes: blobs.bytes, resources: parcel.descriptors)
+        return sent
     }
 
     func resume() throws {

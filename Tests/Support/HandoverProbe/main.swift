@@ -65,11 +65,11 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
         lock = nil
     }
 
-    func save(sendPart: ([UInt8]) throws(HandoverError) -> Void) throws -> HandoverState {
+    func save(sendPart: (HandoverPart) throws(HandoverError) -> Void) throws -> HandoverState {
         let steps = shared[.steps]
         let bytes = (0..<8).map { UInt8(truncatingIfNeeded: steps >> UInt64($0 * 8)) }
-        try sendPart(Array(bytes[..<3]))
-        try sendPart(Array(bytes[3..<5]))
+        try sendPart(.plain(Array(bytes[..<3])))
+        try sendPart(.plain(Array(bytes[3..<5])))
         return HandoverState(bytes: Array(bytes[5...]))
     }
 
@@ -87,8 +87,9 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
         PageTables.populate(try OwnedMapping(byteCount: block.byteCount, descriptor: file), of: file)
     }
 
-    func load(part: [UInt8]) throws {
-        arrived += part
+    func load(part: HandoverPart) throws {
+        guard case .plain(let bytes) = part else { throw HandoverError(.malformed, "descriptors came") }
+        arrived += bytes
         if environment("PROBE_REFUSE") == "part" { throw HandoverError(.incompatible, "told to refuse a part") }
     }
 
