@@ -6,7 +6,7 @@ import Supervisor
 /// `sidestep analyze`: what is in a migration stream.
 struct Analyze: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Show what is in a saved migration stream, Sidestep's or QEMU's.",
+        commandName: "analyze", abstract: "Show what is in a saved migration stream, Sidestep's or QEMU's.",
         discussion: """
             Sections, RAM blocks and statistics of pages, and with --fields every field of every device, by the stream's own
             description. Plain streams and mapped-ram files are read alike; memory does not grow with them. With --diff, what two

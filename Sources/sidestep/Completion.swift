@@ -3,7 +3,7 @@ import Supervisor
 
 struct Completion: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Print a script that completes this tool's arguments.",
+        commandName: "completion", abstract: "Print a script that completes this tool's arguments.",
         discussion: "For example: sidestep completion bash > ~/.local/share/bash-completion/completions/sidestep")
 
     @Argument(

@@ -3,7 +3,8 @@ import Glibc
 import QMPProtocol
 import Supervisor
 
-/// The tool: arguments in, exit status out; one file per subcommand.
+/// The tool: arguments in, exit status out; one file per subcommand. Each of them says its name: to take it from that of the type
+/// makes the parser look through everything that any type conforms to, for each command each time.
 struct Sidestep: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sidestep", abstract: "Run virtual machines that change process without stopping.",
@@ -21,6 +22,7 @@ struct Sidestep: ParsableCommand {
 @main enum Main {
     static func main() {
         do {
+            if let socket = Adopt.socket(of: CommandLine.arguments) { exit(try GuestProcess.adopt(socket: socket)) }
             var command = try Sidestep.parseAsRoot()
             try command.run()
         } catch let refusal as Refusal {

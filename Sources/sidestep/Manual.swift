@@ -7,7 +7,7 @@ import Supervisor
 /// `sidestep manual`: the man pages, made of what the argument parser knows.
 struct Manual: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Write the man pages: sidestep.1, and one for each subcommand.",
+        commandName: "manual", abstract: "Write the man pages: sidestep.1, and one for each subcommand.",
         discussion: "For example: sidestep manual /usr/local/share/man/man1")
 
     @Argument(help: ArgumentHelp("Where they go.", valueName: "directory"), completion: .directory)

@@ -7,17 +7,24 @@ import Supervisor
 /// `sidestep adopt`: what a predecessor starts; not for people.
 struct Adopt: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "adopt",
         abstract: "Take a guest over from the process that started this one.", shouldDisplay: false)
 
     @Argument(help: "The descriptor of the hand-over's socket.")
     var descriptor: Int32
 
     func run() throws { Glibc.exit(try GuestProcess.adopt(socket: descriptor)) }
+
+    /// The descriptor, if a command line says just that. An upgrade waits for this process to start, and what the parser has to learn
+    /// about all commands first takes it longer than everything up to the first word with the predecessor.
+    static func socket(of words: [String]) -> Int32? {
+        words.count == 3 && words[1] == configuration.commandName ? Int32(words[2]) : nil
+    }
 }
 
 struct Upgrade: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Move a running guest, or all of them, to a new process.",
+        commandName: "upgrade", abstract: "Move a running guest, or all of them, to a new process.",
         discussion: """
             Starts the new program beside the old one, hands the guest over with its memory, console, disks and \
             connections, and ends the old process. The guest pauses for less than a millisecond if its memory is in memory \

@@ -6,7 +6,7 @@ import Supervisor
 
 struct Console: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Attach this terminal to a guest's console.",
+        commandName: "console", abstract: "Attach this terminal to a guest's console.",
         discussion:
             "The guest must have been started with --console unix. Ctrl-A D detaches, Ctrl-A Ctrl-A sends a Ctrl-A.")
 

@@ -4,20 +4,20 @@ import QMPProtocol
 import Supervisor
 
 struct Pause: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Let a guest stand still.")
+    static let configuration = CommandConfiguration(commandName: "pause", abstract: "Let a guest stand still.")
     @OptionGroup var guest: GuestArgument
     func run() throws { _ = try guest.connect().run("stop") }
 }
 
 struct Resume: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Let a guest run on.")
+    static let configuration = CommandConfiguration(commandName: "resume", abstract: "Let a guest run on.")
     @OptionGroup var guest: GuestArgument
     func run() throws { _ = try guest.connect().run("cont") }
 }
 
 struct Stop: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "End a guest in order: it is paused, its disks are flushed, its process ends.",
+        commandName: "stop", abstract: "End a guest in order: it is paused, its disks are flushed, its process ends.",
         discussion: "The machine has no power button; a guest that must save its work has to be told by other means.")
     @OptionGroup var guest: GuestArgument
 
@@ -34,7 +34,7 @@ struct Stop: ParsableCommand {
 
 struct Kill: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "End a guest's process at once, whatever it is doing.")
+        commandName: "kill", abstract: "End a guest's process at once, whatever it is doing.")
     @OptionGroup var guest: GuestArgument
 
     func run() throws {
@@ -47,14 +47,14 @@ struct Kill: ParsableCommand {
 
 struct Cancel: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Give up a guest's migration; the guest runs on where it is.")
+        commandName: "cancel", abstract: "Give up a guest's migration; the guest runs on where it is.")
     @OptionGroup var guest: GuestArgument
     func run() throws { _ = try guest.connect().run("migrate_cancel") }
 }
 
 struct QMP: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Run one QMP command and show its answer.",
+        commandName: "qmp", abstract: "Run one QMP command and show its answer.",
         discussion: "For example: sidestep qmp web query-status")
 
     @OptionGroup var guest: GuestArgument

@@ -4,7 +4,7 @@ import QMPProtocol
 import Supervisor
 
 struct List: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Show the guests that run.")
+    static let configuration = CommandConfiguration(commandName: "list", abstract: "Show the guests that run.")
 
     @OptionGroup var output: FormatOption
 
@@ -41,7 +41,7 @@ struct List: ParsableCommand {
 
 struct Inspect: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Show what a guest is made of and how it is.",
+        commandName: "inspect", abstract: "Show what a guest is made of and how it is.",
         discussion: "The configuration is complete: 'sidestep run --config' takes it.")
 
     @OptionGroup var guest: GuestArgument

@@ -7,7 +7,7 @@ import Supervisor
 
 struct Check: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Tell what would stop a guest from moving, before anything happens.",
+        commandName: "check", abstract: "Tell what would stop a guest from moving, before anything happens.",
         discussion: """
             Each line is ok, warn or fail, with the remedy. Nothing is changed, and nobody is connected to at the URI: who waits \
             there is known if it is a guest of this user, or if --peer names its QMP socket. Exit status: \

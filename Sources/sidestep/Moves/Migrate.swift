@@ -7,7 +7,7 @@ import Supervisor
 
 struct Migrate: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Move a guest to a process that waits for it.",
+        commandName: "migrate", abstract: "Move a guest to a process that waits for it.",
         discussion: """
             URI is where 'sidestep run --incoming URI' or QEMU waits: unix:PATH, tcp:HOST:PORT, fd:N, exec:COMMAND or file:PATH. \
             Exit status \(ExitStatus.rolledBack.rawValue): the guest runs on here; \(ExitStatus.cancelled.rawValue): cancelled; \
@@ -185,7 +185,8 @@ struct Migrate: ParsableCommand {
 }
 
 struct Status: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Show a guest's state and its migration.")
+    static let configuration = CommandConfiguration(
+        commandName: "status", abstract: "Show a guest's state and its migration.")
 
     @OptionGroup var guest: GuestArgument
 

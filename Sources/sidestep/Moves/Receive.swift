@@ -5,7 +5,7 @@ import Supervisor
 
 struct Receive: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Take a guest from another process, stock QEMU too, and run it.",
+        commandName: "receive", abstract: "Take a guest from another process, stock QEMU too, and run it.",
         discussion: """
             The machine is built from what the stream says: RAM, processors, devices and their slots. Flags win over it; what \
             stands behind disks and network cards must be given, in the order of the source's slots from the highest. \

@@ -6,7 +6,7 @@ import Supervisor
 
 struct Save: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Save a guest to a file and end it.",
+        commandName: "save", abstract: "Save a guest to a file and end it.",
         discussion: """
             The file is a migration stream that 'sidestep restore' and QEMU's analysis read; what the guest was made of goes \
             into FILE.json beside it. Disks are not part of it. Ctrl-C (or SIGTERM) gives up: status \
@@ -75,7 +75,7 @@ struct Save: ParsableCommand {
 
 struct Restore: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Run a guest from a file that 'sidestep save' made.",
+        commandName: "restore", abstract: "Run a guest from a file that 'sidestep save' made.",
         discussion: "The guest is built as FILE.json says; flags win over it.")
 
     @Argument(help: ArgumentHelp("The file.", valueName: "file"))

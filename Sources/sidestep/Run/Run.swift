@@ -5,7 +5,7 @@ import Supervisor
 
 struct Run: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Run a guest until it powers off.",
+        commandName: "run", abstract: "Run a guest until it powers off.",
         discussion: """
             Needs --kernel (Debian's OpenSBI is the firmware unless --firmware names another) or --firmware alone, which is
             started in machine mode. The exit status is what the guest gives to its test finisher; see 'sidestep exit-status'.
