@@ -30,7 +30,8 @@ package struct Requirement: Sendable, Hashable, CustomStringConvertible {
     }
 
     package static let tool = Requirement(
-        HostTools.allows(X_OK, Checkout.tool), "no tool at \(Checkout.tool): swift build -c release --product sidestep")
+        HostTools.allows(X_OK, Checkout.tool),
+        "no tool at \(Checkout.tool): swift build -c release --static-swift-stdlib --product sidestep")
     package static let heartbeat = Requirement(
         Checkout.exists(Heartbeat.elf), "no heartbeat guest: Guests/heartbeat/build")
     package static let debian = Requirement(
