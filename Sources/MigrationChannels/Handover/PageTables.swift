@@ -19,18 +19,23 @@ package enum PageTables {
     /// - Parameters:
     ///   - start: Where to begin, in bytes.
     ///   - deadline: When to stop, CLOCK_MONOTONIC in nanoseconds.
+    ///   - yieldedNanosecondsMax: Longest that others may have the processor in between; then it stops as well.
     /// - Returns: Where to go on; nil when all of it is done.
     @discardableResult
     package static func populate(
-        _ mapping: OwnedMapping, of file: OwnedDescriptor, from start: Int = 0, until deadline: Int64 = .max
+        _ mapping: OwnedMapping, of file: OwnedDescriptor, from start: Int = 0, until deadline: Int64 = .max,
+        yieldedNanosecondsMax: Int64 = .max
     ) -> Int? {
         var position = start
+        var yielded: Int64 = 0
         while position < mapping.byteCount {
-            if monotonicNanoseconds() >= deadline { return position }
+            if yielded > yieldedNanosecondsMax || monotonicNanoseconds() >= deadline { return position }
             let end = min(mapping.byteCount, (position / pieceByteCount + 1) * pieceByteCount)
             guard let next = populate(mapping, of: file, piece: position..<end) else { return nil }
             position = next
+            let before = monotonicNanoseconds()
             sched_yield()
+            yielded += monotonicNanoseconds() - before
         }
         return nil
     }

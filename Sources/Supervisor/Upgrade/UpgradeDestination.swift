@@ -34,6 +34,8 @@ final class UpgradeDestination: HandoverReceiver {
 
     /// How long page tables are filled before the guest moves. What is left is filled behind the running guest.
     private static let populatingNanoseconds: Int64 = 20_000_000
+    /// Of that, how long others may have the processor. Where they want it all the time, most of the limit would be theirs.
+    private static let yieldedNanosecondsMax: Int64 = 2_000_000
 
     /// - Parameter quit: Somebody asked at the console for the guest's end.
     init(loop: EventLoop, program: String, quit: @escaping @Sendable () -> Void) {
@@ -96,7 +98,8 @@ final class UpgradeDestination: HandoverReceiver {
                 throw Refusal("RAM block \(block.name) has another size here")
             }
             if plan.strategy == nil, let file = block.file,
-                let rest = PageTables.populate(block.mapping, of: file, until: deadline)
+                let rest = PageTables.populate(
+                    block.mapping, of: file, until: deadline, yieldedNanosecondsMax: Self.yieldedNanosecondsMax)
             {
                 unpopulated.append((block.mapping, file, rest))
             }
