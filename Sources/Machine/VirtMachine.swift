@@ -187,6 +187,14 @@ package final class VirtMachine: Sendable {
     /// True when the configuration names nothing to start from: the machine waits for a state from elsewhere.
     package var isEmpty: Bool { BootLoader.isEmpty(configuration) }
 
+    /// The components of a processor like the guest's, which never runs and is nobody's.
+    package func makeSpareProcessor() throws(MachineError) -> [any StatefulComponent] {
+        let factory = try ProcessorFactory.interpreter(isa: configuration.isa)
+        do { return try factory.make(1, memory, BusPort(Bus([])), VirtualClock()).flatMap(\.components) } catch {
+            throw .configuration("\(error)")
+        }
+    }
+
     /// Tells the network, and the guest's network drivers, where the guest is now; once for each card.
     /// - Parameter identifiers: Which cards; nil is all of them.
     package func announceNetworks(_ identifiers: [String]? = nil) { slots.announceNetworks(identifiers) }

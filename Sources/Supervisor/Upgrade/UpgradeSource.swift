@@ -99,7 +99,7 @@ final class UpgradeSource: HandoverSubject {
 
     func suspend() throws -> HandoverState {
         isSuspended = true
-        rehearsal = try? UpgradeRehearsal(supervisor.configuration.machineConfiguration, backends: backends)
+        rehearsal = try? UpgradeRehearsal(guest, backends: backends)
         let supervisor = supervisor
         let (monitor, resources) = try supervisor.loop.sync {
             supervisor.server.suspend()
