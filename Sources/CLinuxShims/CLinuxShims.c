@@ -167,6 +167,15 @@ int shim_leave_processor(int processor, struct shim_processors *before) {
     return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
 }
 
+int shim_keep_to_processor(int processor, struct shim_processors *before) {
+    cpu_set_t *all = (cpu_set_t *)before, one;
+    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof *all, all) < 0) return 0;
+    if (!CPU_ISSET(processor, all)) return 0;
+    CPU_ZERO(&one);
+    CPU_SET(processor, &one);
+    return sched_setaffinity(0, sizeof one, &one) == 0;
+}
+
 void shim_allow_processors(int thread, const struct shim_processors *processors) {
     sched_setaffinity(thread, sizeof(cpu_set_t), (const cpu_set_t *)processors);
 }

@@ -73,6 +73,17 @@ package final class HostThread: Sendable {
         return try body()
     }
 
+    /// Runs `body` on that processor of the host alone, if the calling thread may run there; afterwards it may run where it might
+    /// before. The corresponding C function is `sched_setaffinity`.
+    package static func keeping<Result, Failure: Error>(
+        to processor: CInt, _ body: () throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        var before = shim_processors()
+        let isKept = unsafe shim_keep_to_processor(processor, &before) != 0
+        defer { if isKept { unsafe shim_allow_processors(0, &before) } }
+        return try body()
+    }
+
     /// Runs `body` in the shortest turns on a processor that the kernel gives. Among threads that want one processor, one with short
     /// turns gets it sooner when it wakes up, and gives up less when it yields: a whole turn, which else is of a millisecond or
     /// more. Its share stays the same, and no privilege is needed. A kernel before 6.12 has turns of one length only. The

@@ -46,6 +46,29 @@ package struct ProcessFiles: Sendable {
         return line.lastIndex(of: ")").flatMap { line[$0...].dropFirst(2).first } ?? "?"
     }
 
+    /// The file of ``state()``, for ``isStopped(_:)``.
+    package func openState() throws(SystemCallError) -> OwnedDescriptor {
+        try .open("\(directory)/stat", flags: O_RDONLY)
+    }
+
+    /// Whether the first thread stands still because of a signal, asked in a hurry, by the file that ``openState()`` opened.
+    package static func isStopped(_ state: OwnedDescriptor) -> Bool {
+        unsafe withUnsafeTemporaryAllocation(byteCount: 128, alignment: 1) { buffer in
+            guard let count = try? unsafe state.read(at: 0, into: buffer),
+                let end = unsafe buffer[..<count].lastIndex(of: UInt8(ascii: ")")), end + 2 < count
+            else { return false }
+            return unsafe buffer[end + 2] == UInt8(ascii: "T")
+        }
+    }
+
+    /// The processor on which one of its threads runs, or ran last: proc_pid_stat(5).
+    package func processor(ofThread thread: CInt) throws(SystemCallError) -> CInt? {
+        let line = try text(of: "task/\(thread)/stat")
+        // The 39th field; the one behind the name is the third.
+        let fields = line[(line.lastIndex(of: ")") ?? line.startIndex)...].split(separator: " ")
+        return fields.count > 37 ? CInt(fields[37]) : nil
+    }
+
     /// Whether every thread of it stands still because of a signal: none of them runs an instruction before SIGCONT.
     package func isStopped() throws(SystemCallError) -> Bool {
         for task in try FileNames.entries(of: "\(directory)/task") {

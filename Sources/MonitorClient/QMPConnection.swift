@@ -86,16 +86,53 @@ package final class QMPConnection {
     package func send(_ commands: [(name: String, arguments: JSONObject)], descriptors: [OwnedDescriptor] = [])
         throws(Failure) -> [JSONValue?]
     {
+        let (identifiers, lines) = makeLines(commands)
+        do { try StreamSocket.sendAll(lines.flatMap { $0 }, descriptors: descriptors, to: socket) } catch {
+            throw .system(error)
+        }
+        return identifiers
+    }
+
+    /// Commands of which the first is sent but for its last byte.
+    package struct Begun {
+        /// In the commands' order: what their answers carry.
+        package let identifiers: [JSONValue?]
+        fileprivate let rest: [UInt8]
+    }
+
+    /// Sends as much of some commands as can be sent before they are to be run: a monitor may read them one byte at a time. Nothing
+    /// else may be sent until ``complete(_:)``, or ``abandon()``.
+    package func begin(_ commands: [(name: String, arguments: JSONObject)]) throws(Failure) -> Begun {
+        let (identifiers, pieces) = makeLines(commands)
+        // A monitor needs no line's end: it knows by its braces where a command is over.
+        let text = pieces.flatMap { $0[...($0.lastIndex(of: UInt8(ascii: "}")) ?? $0.endIndex - 1)] }
+        let first = (pieces.first?.lastIndex(of: UInt8(ascii: "}")) ?? 0)
+        do { try StreamSocket.sendAll(Array(text[..<first]), to: socket) } catch { throw .system(error) }
+        return Begun(identifiers: identifiers, rest: Array(text[first...]))
+    }
+
+    /// Sends what is left: the commands are run from now on, in order.
+    package func complete(_ begun: Begun) throws(Failure) {
+        do { try StreamSocket.sendAll(begun.rest, to: socket) } catch { throw .system(error) }
+    }
+
+    /// Has the monitor forget what may have been begun, by whomever. Its answer to that is passed over. The byte is the one that
+    /// QEMU's documentation of QMP names for it, which is no part of any JSON.
+    package func abandon() throws(Failure) {
+        do { try StreamSocket.sendAll([0xFF, 0x0A], to: socket) } catch { throw .system(error) }
+    }
+
+    private func makeLines(_ commands: [(name: String, arguments: JSONObject)]) -> ([JSONValue?], [[UInt8]]) {
         var identifiers: [JSONValue?] = []
-        var lines: [UInt8] = []
+        var lines: [[UInt8]] = []
         for command in commands {
             commandCount += 1
-            identifiers.append(identifierPrefix.map { JSONValue.string("\($0)\(commandCount)") })
-            lines +=
-                QMPCommand(name: command.name, arguments: command.arguments, identifier: identifiers.last ?? nil).line
+            let identifier = identifierPrefix.map { JSONValue.string("\($0)\(commandCount)") }
+            identifiers.append(identifier)
+            lines.append(
+                QMPCommand(name: command.name, arguments: command.arguments, identifier: identifier).line)
         }
-        do { try StreamSocket.sendAll(lines, descriptors: descriptors, to: socket) } catch { throw .system(error) }
-        return identifiers
+        return (identifiers, lines)
     }
 
     /// Waits for the answer to a command that was sent.

@@ -294,7 +294,9 @@ package struct Discovery {
             if object.type.hasPrefix("monitor-") { continue }
             note(.fail, "object \(object.name)", "was added while the guest ran (\(object.type)): take it away first")
         }
-        let processors = try monitor.run("query-cpus-fast").arrayValue?.count ?? 0
+        let listed = try monitor.run("query-cpus-fast").arrayValue ?? []
+        let processors = listed.count
+        facts.processorThreads = listed.compactMap { $0["thread-id"]?.integerValue.map { Int32(clamping: $0) } }
         if let smp = facts.commandLine.arguments("smp").last.flatMap({ try? OptionText($0) }),
             let count = Int(smp.leading("cpus") ?? ""), count != processors
         {

@@ -58,6 +58,28 @@ struct MoveWatch {
         }
     }
 
+    /// Waits until the old process says that all was sent: the new one has it before it can be told anything more.
+    mutating func awaitSent() throws {
+        var told = monotonicNanoseconds()
+        while true {
+            while let event = try source.nextEvent(timeoutMilliseconds: 0) { try noteSource(event) }
+            if isSent { return }
+            if Rescue.hasEnded(destinationProcess) {
+                throw UpgradeFailure(.rolledBack, "the new process ended during the move")
+            }
+            if Rescue.hasEnded(sourceProcess) { throw UpgradeFailure(.lost, "the old process ended during the move") }
+            guard monotonicNanoseconds() < deadline else {
+                throw UpgradeFailure(
+                    .rolledBack, "the move did not end within its limit of \(limitSeconds) s (--limit)")
+            }
+            Readiness.awaitAny([source.socket, destinationProcess, sourceProcess], timeoutMilliseconds: 250)
+            if monotonicNanoseconds() > told + 1_000_000_000 {
+                told = monotonicNanoseconds()
+                tellProgress()
+            }
+        }
+    }
+
     /// Waits until the new process says that it runs the guest, which it does by itself. That word stays unread: see ``Rescue``.
     ///
     /// Nobody else's word is listened to meanwhile: each wake-up of ours takes a processor from one of the two.

@@ -7,6 +7,12 @@ package struct MovingNames: Hashable, Sendable {
         package var privatePath: String
         /// Of the file under the public path before anything happened.
         package var inode: UInt64
+
+        fileprivate func look() throws(SystemCallError) {
+            guard try FileNames.status(of: publicPath).inode == inode else {
+                throw SystemCallError("stat", .fileExists, subject: "\(publicPath) is another file now")
+            }
+        }
     }
 
     package var entries: [Entry] = []
@@ -22,16 +28,23 @@ package struct MovingNames: Hashable, Sendable {
     package func exchange() throws(UpgradeFailure) {
         for (index, entry) in entries.enumerated() {
             do throws(SystemCallError) {
-                guard try FileNames.status(of: entry.publicPath).inode == entry.inode else {
-                    throw SystemCallError("stat", .fileExists, subject: "\(entry.publicPath) is another file now")
-                }
+                try entry.look()
                 try FileNames.copyAccess(of: entry.publicPath, to: entry.privatePath)
                 try FileNames.exchange(entry.publicPath, entry.privatePath)
             } catch {
                 MovingNames(entries: Array(entries[..<index])).exchangeBack()
-                throw UpgradeFailure(.rolledBack, "names could not be given to the new process: \(error)")
+                throw Self.refusal(error)
             }
         }
+    }
+
+    /// Looks whether the names are still what they were, and could be given.
+    package func look() throws(UpgradeFailure) {
+        do throws(SystemCallError) { for entry in entries { try entry.look() } } catch { throw Self.refusal(error) }
+    }
+
+    private static func refusal(_ error: SystemCallError) -> UpgradeFailure {
+        UpgradeFailure(.rolledBack, "names could not be given to the new process: \(error)")
     }
 
     /// Gives the new process those names that it has not yet. Nothing is taken back any more.

@@ -8,8 +8,10 @@ extension Replacement {
 
     private var capabilities: [String] {
         // An old process that waits for the new one's last word runs its guest on when the new one dies, though the guest has run
-        // there; so where that starts by itself, it does not wait. Nor is anybody told of what happens while the guest stands still.
-        let followed = plan.startsByItself ? [] : ["events", "return-path"]
+        // there; so where the guest is to run it does not wait. Where the new one starts by itself nobody is told of anything while
+        // the guest stands still; where it waits for clients the old one says when all is sent.
+        let waitsForLast = plan.strategy == .postcopy || !rescue.wasRunning
+        let followed = plan.startsByItself && !waitsForLast ? [] : ["events"] + (waitsForLast ? ["return-path"] : [])
         return switch plan.strategy {
         case .shared: followed + ["x-ignore-shared"]
         case .postcopy: followed + ["postcopy-ram", "release-ram"]
@@ -77,9 +79,10 @@ extension Replacement {
         // A new process that is to run the guest touches no disk before it is told to; one that is to hold it paused locks them.
         let isLate = rescue.wasRunning && plan.strategy != .postcopy
         try Rescue.setCapabilities(
-            capabilities.filter { $0 != "release-ram" && $0 != "auto-converge" }
-                + (isLate ? ["late-block-activate"] : []), on: destination)
-        let clients = try prepareClients(destination)
+            capabilities.filter {
+                $0 != "release-ram" && $0 != "auto-converge" && ($0 != "events" || !isLate)
+            } + (isLate ? ["late-block-activate"] : []), on: destination)
+        let orders = try orders(for: destination)
         var watch = MoveWatch(
             source: source, sourceProcess: rescue.sourceProcess, destination: destination,
             destinationProcess: destinationProcess, limitSeconds: request.limitSeconds, progress: progress)
@@ -103,14 +106,12 @@ extension Replacement {
         }
         UpgradeStep.moving.reached()
         if plan.startsByItself {
+            let state = try discovery.process.openState()
             try watch.awaitStart()
             // From here on nothing can fail any more, and nothing of the following is waited for by the guest.
-            stopSource()
+            stopSource(state)
             UpgradeStep.moved.reached()
-            for entry in rescue.names.give() {
-                notes.append(
-                    "\(entry.publicPath) is another file now: the new process serves it at \(entry.privatePath)")
-            }
+            giveNames()
             UpgradeStep.running.reached()
             return (try? watch.pauseMicroseconds()) ?? 0
         }
@@ -119,91 +120,7 @@ extension Replacement {
             UpgradeStep.running.reached()
             return rescue.wasRunning ? (try? watch.pauseMicroseconds()) ?? 0 : 0
         }
-        // A guest that ran waits for nothing that can do without it: the old process's last step is not awaited but prevented.
-        try watch.awaitArrival(isSentToo: !rescue.wasRunning)
-        stopSource()
-        UpgradeStep.moved.reached()
-        try rescue.names.exchange()
-        UpgradeStep.renamed.reached()
-        var orders = clients.map { client in
-            Order(
-                "add_client", ["protocol": .string(client.identifier), "fdname": .string(client.descriptorName)],
-                client: client.identifier)
-        }
-        // From 10.0 on a paused guest's disks are left to whoever activates them; before, its arrival does.
-        orders.append(
-            rescue.wasRunning ? Order("cont") : Order("blockdev-set-active", ["active": true], mayFail: true))
-        UpgradeStep.handed.reached()
-        let start = try give(orders, to: destination, destinationProcess)
-        guard rescue.wasRunning else { return 0 }
-        watch.start = start?.microseconds
-        let pause = (try? watch.pauseMicroseconds()) ?? 0
-        UpgradeStep.running.reached()
-        return pause
-    }
-
-    /// The old process is stopped for good: from here on it can neither run the guest nor read from its clients.
-    private func stopSource() {
-        ProcessSignal.stop(rescue.sourceProcess)
-        // The signal takes effect when its threads next enter the kernel's gate; a moment.
-        for _ in 0..<10_000 {
-            if (try? discovery.process.state()) == "T" { break }
-            ProcessSignal.yield()
-        }
-    }
-
-    /// A command of those that the guest waits for.
-    private struct Order {
-        let name: String
-        let arguments: JSONObject
-        /// The one that has to connect again if it is refused.
-        let client: String?
-        let mayFail: Bool
-
-        init(_ name: String, _ arguments: JSONObject = [:], client: String? = nil, mayFail: Bool = false) {
-            self.name = name
-            self.arguments = arguments
-            self.client = client
-            self.mayFail = mayFail
-        }
-    }
-
-    /// Sends all of them before the first is answered: QEMU runs them in order.
-    /// - Returns: The word with which QEMU lets the guest run. It stays unread, and so does what follows it.
-    private func give(_ orders: [Order], to destination: QMPConnection, _ process: OwnedDescriptor) throws -> QMPEvent?
-    {
-        var waiting = Array(zip(try destination.send(orders.map { ($0.name, $0.arguments) }), orders))
-        var failure: UpgradeFailure?
-        let deadline = monotonicNanoseconds() + Int64(request.limitSeconds) * 1_000_000_000
-        while !waiting.isEmpty {
-            let hasEnded = Rescue.hasEnded(process)
-            do throws(QMPConnection.Failure) {
-                let start = try destination.findUnread(Rescue.start) { message in
-                    switch message {
-                    case .result(_, let identifier): waiting.removeAll { $0.0 == identifier }
-                    case .failure(let error, let identifier):
-                        guard let index = waiting.firstIndex(where: { $0.0 == identifier }) else { return }
-                        let order = waiting.remove(at: index).1
-                        if let client = order.client {
-                            notes.append("\(client): its client must connect again: \(error)")
-                        } else if !order.mayFail {
-                            failure = failed(order.name, .refused(error))
-                        }
-                    case .event, .greeting: break
-                    }
-                }
-                if let start { return start }
-            } catch { throw failed(waiting.first?.1.name ?? "cont", error) }
-            if let failure { throw failure }
-            if hasEnded { throw UpgradeFailure(.rolledBack, "the new process ended during the move") }
-            guard monotonicNanoseconds() < deadline else {
-                throw failed(waiting.first?.1.name ?? "cont", .timedOut)
-            }
-            if !waiting.isEmpty {
-                Readiness.awaitAny([destination.socket, process], timeoutMilliseconds: 250)
-            }
-        }
-        return nil
+        return try rescue.wasRunning ? handOver(orders, &watch) : handOverPaused(orders, &watch)
     }
 
     /// The source's end and the destination's.
@@ -216,27 +133,16 @@ extension Replacement {
     }
 
     /// Runs a command that belongs to the move: its limit is the move's.
-    private func command(_ monitor: QMPConnection, _ name: String, _ arguments: JSONObject = [:]) throws {
+    func command(_ monitor: QMPConnection, _ name: String, _ arguments: JSONObject = [:]) throws {
         do throws(QMPConnection.Failure) {
             _ = try monitor.run(name, arguments, timeoutMilliseconds: Int64(request.limitSeconds) * 1000)
         } catch { throw failed(name, error) }
     }
 
-    private func failed(_ name: String, _ error: QMPConnection.Failure) -> UpgradeFailure {
+    func failed(_ name: String, _ error: QMPConnection.Failure) -> UpgradeFailure {
         guard case .timedOut = error else { return UpgradeFailure(.rolledBack, "\(name): \(error)") }
         return UpgradeFailure(
             .rolledBack,
             "the move did not end within its limit of \(request.limitSeconds) s (--limit): \(name) is not answered")
-    }
-
-    // MARK: Clients
-
-    /// Gives the new process the connections of the guest's clients, to have at hand.
-    private func prepareClients(_ destination: QMPConnection) throws -> [CharacterClient] {
-        for client in plan.newCommandLine.clients {
-            let socket = try discovery.process.take(client.descriptor, from: discovery.processDescriptor)
-            _ = try destination.run("getfd", ["fdname": .string(client.descriptorName)], descriptors: [socket])
-        }
-        return plan.newCommandLine.clients
     }
 }

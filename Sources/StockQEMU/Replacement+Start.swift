@@ -9,7 +9,7 @@ extension Replacement {
         // A service manager that is told of a main process that is another's child does not wait for it when the unit is stopped:
         // systemd sends SIGKILL right behind SIGTERM. An orphan becomes the manager's child.
         let destination = try spawn(control: far, errors: nil, isOrphan: plan.service.unit != nil)
-        rescue.destination = QMPConnection(resuming: control, identifierPrefix: "upgrade-")
+        rescue.destination = QMPConnection(resuming: control, identifierPrefix: "u")
         rescue.destinationProcess = destination.processDescriptor
         UpgradeStep.started.reached()
         try ReplacementGuard.tellOf(destination.processDescriptor, monitor: control, over: guarding)

@@ -70,6 +70,8 @@ package struct Rescue {
 
     /// The old process is gone by itself: the guest is the new one's, if all of it has come; if not, that ends by itself.
     private func adopt() -> Outcome {
+        // A command may have been begun that nobody will end.
+        try? destination?.abandon()
         for _ in 0..<60 {
             guard let destination, let answer = try? destination.run("query-status", timeoutMilliseconds: 5000) else {
                 // One that closed its monitor is about to end.

@@ -78,6 +78,8 @@ package struct SourceFacts: Hashable, Sendable {
     /// What relative paths of the command line are relative to.
     package var workingDirectory: String
     package var isRunning = true
+    /// The threads of its virtual processors.
+    package var processorThreads: [Int32] = []
     /// As QMP's `query-target` names it: `x86_64`, `riscv64`.
     package var architecture = ""
 

@@ -159,6 +159,39 @@ import Testing
         #expect(try turn() == before)
     }
 
+    @Test("a thread keeps to a processor for a while, and to none that is not there")
+    func keptToProcessor() throws {
+        func allowed() throws -> String? {
+            let text = String(decoding: try FileNames.contents(of: "/proc/thread-self/status"), as: UTF8.self)
+            return text.split(separator: "\n").first { $0.hasPrefix("Cpus_allowed_list:") }.map(String.init)
+        }
+        let before = try allowed()
+        let here = HostThread.currentProcessor
+        let inside = try HostThread.keeping(to: here) { (try allowed(), HostThread.currentProcessor) }
+        #expect(inside.0?.hasSuffix("\t\(here)") == true && inside.1 == here)
+        #expect(try allowed() == before)
+        #expect(try HostThread.keeping(to: -1) { try allowed() } == before)
+    }
+
+    @Test("a process's state and its threads' processors are asked for in a hurry") func state() throws {
+        let child = try ChildProcess(path: "/bin/sleep", arguments: ["600"])
+        defer {
+            child.kill()
+            _ = child.wait()
+        }
+        let files = ProcessFiles(child.processIdentifier)
+        let state = try files.openState()
+        #expect(!ProcessFiles.isStopped(state))
+        child.signal(SIGSTOP)
+        for _ in 0..<1000 where !ProcessFiles.isStopped(state) { ProcessSignal.sleep(milliseconds: 1) }
+        #expect(ProcessFiles.isStopped(state))
+        let processor = try #require(try files.processor(ofThread: child.processIdentifier))
+        #expect(processor >= 0)
+        child.kill()
+        _ = child.wait()
+        #expect(!ProcessFiles.isStopped(state))
+    }
+
     @Test("a unix socket path is private and unreachable paths say why")
     func unixListener() throws {
         let path = "/tmp/sidestep-listen-\(getpid())"

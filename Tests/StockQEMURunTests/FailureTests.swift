@@ -13,7 +13,7 @@ import Testing
 struct FailureTests {
     /// Steps before the new process is told to run, in order.
     static let steps = [
-        "guarded", "named", "started", "ready", "prepared", "moving", "moved", "renamed", "handed",
+        "guarded", "named", "started", "ready", "prepared", "moving", "moved", "handed",
     ]
 
     let directory: TemporaryDirectory

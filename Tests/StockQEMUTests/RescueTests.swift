@@ -48,6 +48,34 @@ import Testing
         #expect(try StreamSocket.peekInteger(from: ours) == nil, "nothing is left")
     }
 
+    @Test("what a command's last byte is sent later for is whole then; a monitor is told to forget what has no end")
+    func begun() throws {
+        let (ours, monitor) = try StreamSocket.pair()
+        func sent() throws -> String {
+            var bytes = [UInt8](repeating: 0, count: 4096)
+            let count = unsafe try bytes.withUnsafeMutableBytes { try unsafe monitor.read(into: $0) }
+            return String(decoding: bytes[..<count], as: UTF8.self)
+        }
+        let connection = QMPConnection(resuming: ours, identifierPrefix: "u")
+        let begun = try connection.begin([("add_client", ["fdname": "}"]), ("cont", [:])])
+        #expect(begun.identifiers == ["u1", "u2"])
+        let first = try sent()
+        try connection.complete(begun)
+        let rest = try sent()
+        #expect(rest.hasPrefix("}{") && rest.hasSuffix("}"))
+        let (one, two) = (first + "}", String(rest.dropFirst()))
+        #expect(try JSONValue.parse(Array(one.utf8))["arguments"]?["fdname"]?.stringValue == "}")
+        #expect(try JSONValue.parse(Array(two.utf8))["id"]?.stringValue == "u2")
+        let last = try connection.begin([("cont", [:])])
+        #expect(try !sent().contains("}"))
+        try connection.complete(last)
+        #expect(try sent() == "}")
+        try connection.abandon()
+        var bytes = [UInt8](repeating: 0, count: 8)
+        #expect(unsafe try bytes.withUnsafeMutableBytes { try unsafe monitor.read(into: $0) } == 2)
+        #expect(bytes[0] == 0xFF)
+    }
+
     private enum Fate: CaseIterable { case waits, runs, diedBefore, diedAfter }
 
     /// What the guard of an upgrade has: both processes, of which the old one does not answer, and the new one's monitor.

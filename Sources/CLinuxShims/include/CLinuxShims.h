@@ -93,6 +93,8 @@ struct shim_processors {
 };
 /// Keeps the calling thread from `processor`, if it may run elsewhere: true, and `before` says where it might run.
 int shim_leave_processor(int processor, struct shim_processors *before);
+/// Has the calling thread run on `processor` alone: true, and `before` says where it might run.
+int shim_keep_to_processor(int processor, struct shim_processors *before);
 /// Where a thread may run; 0 is the calling one.
 void shim_allow_processors(int thread, const struct shim_processors *processors);
 /// How long a thread's turns on a processor are from now on, in nanoseconds, and what they were; 0 when the kernel (before 6.12) or
