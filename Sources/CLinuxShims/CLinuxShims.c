@@ -167,6 +167,15 @@ int shim_leave_processor(int processor, struct shim_processors *before) {
     return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
 }
 
+int shim_avoid_processors(const int *processors, int count, struct shim_processors *before) {
+    cpu_set_t *all = (cpu_set_t *)before, others;
+    if (count < 1 || sched_getaffinity(0, sizeof *all, all) < 0) return 0;
+    others = *all;
+    for (int i = 0; i < count; i++)
+        if (processors[i] >= 0 && processors[i] < CPU_SETSIZE) CPU_CLR(processors[i], &others);
+    return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
 int shim_keep_to_processor(int processor, struct shim_processors *before) {
     cpu_set_t *all = (cpu_set_t *)before, one;
     if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof *all, all) < 0) return 0;

@@ -73,6 +73,17 @@ package final class HostThread: Sendable {
         return try body()
     }
 
+    /// Runs `body`, and the processes that it starts, on other processors of the host than those, if the calling thread may; afterwards
+    /// the thread may run where it might before, and the processes stay. The corresponding C function is `sched_setaffinity`.
+    package static func avoiding<Result, Failure: Error>(
+        _ processors: [CInt], _ body: () throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        var before = shim_processors()
+        let hasLeft = unsafe shim_avoid_processors(processors, CInt(processors.count), &before) != 0
+        defer { if hasLeft { unsafe shim_allow_processors(&before) } }
+        return try body()
+    }
+
     /// Runs `body` on that processor of the host alone, if the calling thread may run there; afterwards it may run where it might
     /// before. The corresponding C function is `sched_setaffinity`.
     package static func keeping<Result, Failure: Error>(

@@ -180,13 +180,22 @@ package final class Replacement {
 
     /// Before anything else, so that there is no moment without it.
     private func startGuard() throws -> OwnedDescriptor {
+        let ours = try spawnGuard()
+        try ReplacementGuard.arm(rescue, token: token, over: ours)
+        // It does not start beside the new process: with both, and a guest, two processors are too few.
+        try ReplacementGuard.awaitReadiness(over: ours)
+        return ours
+    }
+
+    private func spawnGuard() throws(SystemCallError) -> OwnedDescriptor {
         let (ours, guards) = try StreamSocket.pair()
         let nothing = try OwnedDescriptor.open("/dev/null", flags: 2)
         let errors = try OwnedDescriptor.duplicate(of: 2)
-        guardProcess = try ChildProcess(
-            path: request.guardProgram, arguments: ["qemu", "guard", "3"],
-            descriptors: [0: nothing, 1: nothing, 2: errors, 3: guards], newSession: true)
-        try ReplacementGuard.arm(rescue, token: token, over: ours)
+        guardProcess = try HostThread.avoiding(discovery.processors) { () throws(SystemCallError) in
+            try ChildProcess(
+                path: request.guardProgram, arguments: ["qemu", "guard", "3"],
+                descriptors: [0: nothing, 1: nothing, 2: errors, 3: guards], newSession: true)
+        }
         return ours
     }
 }

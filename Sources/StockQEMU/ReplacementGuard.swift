@@ -10,6 +10,9 @@ package enum ReplacementGuard {
     /// In the new process's environment: the token of the upgrade that started it.
     static let variable = "SIDESTEP_UPGRADE"
     private static let over: UInt8 = 0x64
+    /// The guard's own word: it knows the old process.
+    private static let ready: UInt8 = 0x72
+    private static let readyMillisecondsMax: CInt = 30_000
 
     /// Descriptors in this order: the source's monitor, the source, taps.
     static func arm(_ rescue: Rescue, token: String, over socket: OwnedDescriptor) throws(SystemCallError) {
@@ -28,6 +31,15 @@ package enum ReplacementGuard {
         try StreamSocket.sendAll(
             message.jsonBytes + [0x0A],
             descriptors: [rescue.source.socket, rescue.sourceProcess] + rescue.taps.map(\.descriptor), to: socket)
+    }
+
+    /// Waits until the guard has been told of the old process.
+    static func awaitReadiness(over socket: OwnedDescriptor) throws(SystemCallError) {
+        var byte: UInt8 = 0
+        guard try socket.waitUntilReady(for: 1, timeoutMilliseconds: readyMillisecondsMax) != 0,
+            unsafe try withUnsafeMutableBytes(
+                of: &byte, { (buffer) throws(SystemCallError) in try unsafe socket.read(into: buffer) }) == 1
+        else { throw SystemCallError("read", .brokenPipe, subject: "the guard does not start") }
     }
 
     /// Descriptors in this order: the destination's monitor, the destination.
@@ -53,7 +65,9 @@ package enum ReplacementGuard {
             }
             guard let message, message.byteCount > 0, bytes.count < 1 << 20 else { break }
             descriptors += message.descriptors
+            let knew = bytes.contains(0x0A)
             bytes += piece[..<message.byteCount]
+            if !knew, bytes.contains(0x0A) { try? StreamSocket.sendAll([ready], to: socket) }
             // At once, though the upgrade still has its end: it waits for ours. Lines have no newline but their last byte.
             if bytes.suffix(2) == [0x0A, over] { return nil }
         }

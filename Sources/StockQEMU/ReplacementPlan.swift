@@ -63,7 +63,8 @@ package struct ReplacementPlan {
         ignoresTimers = request.ignoresTimers
         discovery = try Discovery(qmpPath: request.qmpPath, process: request.process)
         findings = discovery.findings
-        let program = ProgramSurvey(request.binary, for: discovery.facts)
+        let facts = discovery.facts
+        let program = HostThread.avoiding(discovery.processors) { ProgramSurvey(request.binary, for: facts) }
         destinationVersion = program.version
         findings += program.findings
         service = ServiceUnit(

@@ -159,7 +159,7 @@ import Testing
         #expect(try turn() == before)
     }
 
-    @Test("a thread keeps to a processor for a while, and to none that is not there")
+    @Test("a thread keeps to a processor for a while, or away from some, and afterwards runs where it might")
     func keptToProcessor() throws {
         func allowed() throws -> String? {
             let text = String(decoding: try FileNames.contents(of: "/proc/thread-self/status"), as: UTF8.self)
@@ -171,6 +171,11 @@ import Testing
         #expect(inside.0?.hasSuffix("\t\(here)") == true && inside.1 == here)
         #expect(try allowed() == before)
         #expect(try HostThread.keeping(to: -1) { try allowed() } == before)
+        #expect(try HostThread.avoiding([]) { try allowed() } == before)
+        #expect(try HostThread.avoiding(Array(0...1023)) { try allowed() } == before, "there is no other")
+        let elsewhere = try HostThread.avoiding([here]) { (try allowed(), HostThread.currentProcessor) }
+        if elsewhere.0 != before { #expect(elsewhere.1 != here) }
+        #expect(try allowed() == before)
     }
 
     @Test("a process's state and its threads' processors are asked for in a hurry") func state() throws {
