@@ -15,9 +15,9 @@ package enum UpgradeStep: String, Hashable, Sendable, CaseIterable {
     case prepared
     /// The old process was told to move.
     case moving
-    /// All of the guest is in the new process, which runs it by itself or waits, and the old one is stopped.
+    /// All of the guest was sent to the new process, which runs it by itself or waits for orders, and the old one is stopped.
     case moved
-    /// The new process has the names.
+    /// The new process has the names, before it has the guest (postcopy) or its orders (a paused guest).
     case renamed
     /// The new process is about to be told to take the clients and to run.
     case handed
