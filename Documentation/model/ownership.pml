@@ -109,8 +109,9 @@ proctype Destination() {
     :: refused = true; goto notOurs
     :: skip
     fi;
-    if                                              /* the offer, or the end of the source */
+    if                                              /* the word, the message, or the end of the source */
     :: destinationDies(); goto dead
+    :: word == OFFERED -> skip
     :: offerSent -> skip
     :: !sourceAlive || sourceDone -> skip
     fi;

@@ -157,17 +157,8 @@ long shim_futex(uint32_t *word, int operation, uint32_t value, const struct time
 
 int shim_current_processor(void) { return sched_getcpu(); }
 
-int shim_leave_processor(int processor, struct shim_processors *before) {
-    _Static_assert(sizeof(cpu_set_t) <= sizeof *before, "all processors fit");
-    cpu_set_t *all = (cpu_set_t *)before, others;
-    if (processor < 0 || processor >= CPU_SETSIZE) return 0;
-    if (sched_getaffinity(0, sizeof *all, all) < 0) return 0;
-    others = *all;
-    CPU_CLR(processor, &others);
-    return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
-}
-
 int shim_avoid_processors(const int *processors, int count, struct shim_processors *before) {
+    _Static_assert(sizeof(cpu_set_t) <= sizeof *before, "all processors fit");
     cpu_set_t *all = (cpu_set_t *)before, others;
     if (count < 1 || sched_getaffinity(0, sizeof *all, all) < 0) return 0;
     others = *all;

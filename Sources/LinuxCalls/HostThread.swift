@@ -63,14 +63,12 @@ package final class HostThread: Sendable {
     /// The processor of the host that runs the caller. The corresponding C function is `sched_getcpu`.
     package static var currentProcessor: CInt { shim_current_processor() }
 
-    /// Runs `body` on another processor of the host than that one, if the calling thread may; afterwards it may run where it might
-    /// before. The corresponding C function is `sched_setaffinity`.
+    /// Runs `body` on another processor of the host than that one, if the calling thread is there and may leave; afterwards it may run
+    /// where it might before. The corresponding C function is `sched_setaffinity`.
     package static func away<Result, Failure: Error>(
         from processor: CInt, _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        let detour = currentProcessor == processor ? Detour(around: processor) : nil
-        defer { detour?.end() }
-        return try body()
+        try avoiding(currentProcessor == processor ? [processor] : [], body)
     }
 
     /// Runs `body`, and the processes that it starts, on other processors of the host than those, if the calling thread may; afterwards
@@ -78,9 +76,8 @@ package final class HostThread: Sendable {
     package static func avoiding<Result, Failure: Error>(
         _ processors: [CInt], _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        var before = shim_processors()
-        let hasLeft = unsafe shim_avoid_processors(processors, CInt(processors.count), &before) != 0
-        defer { if hasLeft { unsafe shim_allow_processors(&before) } }
+        let detour = Detour(around: processors)
+        defer { detour.end() }
         return try body()
     }
 
@@ -89,9 +86,8 @@ package final class HostThread: Sendable {
     package static func keeping<Result, Failure: Error>(
         to processor: CInt, _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        var before = shim_processors()
-        let isKept = unsafe shim_keep_to_processor(processor, &before) != 0
-        defer { if isKept { unsafe shim_allow_processors(0, &before) } }
+        let detour = Detour(to: processor)
+        defer { detour.end() }
         return try body()
     }
 
@@ -102,30 +98,34 @@ package final class HostThread: Sendable {
     package static func inShortTurns<Result, Failure: Error>(
         _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        let before = shim_set_turn(0, shortTurnNanoseconds)
-        defer { if before != 0 { _ = shim_set_turn(0, before) } }
+        let detour = Detour(inShortTurns: true)
+        defer { detour.end() }
         return try body()
     }
 
-    /// A thread's time away from one processor of the host, which another thread may end when this one has better things to do.
+    /// A thread's other way of running for a while, which another thread may end when this one has better things to do.
     package struct Detour: Sendable {
         private let thread = currentIdentifier
         private var processors = shim_processors()
-        private let hasLeft: Bool
+        private let isMoved: Bool
         private let turn: UInt64
 
-        /// The calling thread runs elsewhere than on that processor from now on, if it may.
+        /// The calling thread keeps away from those processors of the host, if it may run elsewhere. None are none.
         /// - Parameter inShortTurns: See ``HostThread/inShortTurns(_:)``.
-        package init(around processor: CInt, inShortTurns: Bool = false) {
-            hasLeft = unsafe shim_leave_processor(processor, &processors) != 0
+        package init(around avoided: [CInt] = [], inShortTurns: Bool = false) {
+            isMoved = unsafe shim_avoid_processors(avoided, CInt(avoided.count), &processors) != 0
             turn = inShortTurns ? shim_set_turn(0, shortTurnNanoseconds) : 0
+        }
+
+        /// The calling thread keeps to that processor of the host, if it may.
+        package init(to processor: CInt) {
+            isMoved = unsafe shim_keep_to_processor(processor, &processors) != 0
+            turn = 0
         }
 
         /// The thread may run where it might before, in turns as before.
         package func end() {
-            if hasLeft {
-                unsafe withUnsafePointer(to: processors) { unsafe shim_allow_processors(thread, $0) }
-            }
+            if isMoved { unsafe withUnsafePointer(to: processors) { unsafe shim_allow_processors(thread, $0) } }
             if turn != 0 { _ = shim_set_turn(thread, turn) }
         }
     }

@@ -56,10 +56,13 @@ extension SavedComponents.Reader {
     /// Takes what went ahead. What the components refuse now, since the guest was in the middle of something, is loaded when it turns out to
     /// stand, and refused then.
     package mutating func take(_ ahead: ComponentsAhead) {
-        var trial = self
         for (place, section) in ahead.sections {
+            var trial = self
+            do throws(MigrationError) {
+                try trial.decode(part: section)
+                guard trial.register.isReceived(place) else { continue }  // another one's
+            } catch { waiting[place] = section }
             came.insert(place)
-            do throws(MigrationError) { try trial.decode(part: section) } catch { waiting[place] = section }
         }
     }
 
@@ -71,7 +74,15 @@ extension SavedComponents.Reader {
                 throw MigrationError(
                     .missingSection, in: .switchover, "component \(place) is to stand as it went ahead, and it did not")
             }
-            if let section = waiting[place] { try decode(part: section) } else { try register.stand(place) }
+            guard let section = waiting[place] else {
+                try register.stand(place)
+                continue
+            }
+            try decode(part: section)
+            guard register.isReceived(place) else {
+                throw MigrationError(
+                    .stateRejected, in: .switchover, "what went ahead as component \(place) is another one's")
+            }
         }
     }
 

@@ -70,6 +70,9 @@ package struct SectionRegister {
         return component
     }
 
+    /// Whether the component at that place among all has its state.
+    func isReceived(_ place: Int) -> Bool { entries.indices.contains(place) && entries[place].isReceived }
+
     /// Counts a component as received that has its state already, by its place among all.
     mutating func stand(_ place: Int) throws(MigrationError) {
         guard entries.indices.contains(place), !entries[place].isReceived else {

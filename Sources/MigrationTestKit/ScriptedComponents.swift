@@ -7,6 +7,7 @@ package final class ScriptedComponent: StatefulComponent {
     package let instance: UInt32
     private let versions: [StateLayout: UInt32]
     package let readableVersions: ClosedRange<UInt32>
+    package let canGoAhead: Bool
     package let bytes: Mutex<[UInt8]>
     /// What the next encoding or decoding throws.
     package let fault = Mutex<StateError?>(nil)
@@ -16,12 +17,13 @@ package final class ScriptedComponent: StatefulComponent {
     package init(
         _ name: String, instance: UInt32 = 0, byteCount: Int = 64, fill: UInt8 = 0,
         versions: [StateLayout: UInt32] = [.native: 1, .qemu7_2: 1, .qemu10_0: 1, .qemu11_1: 1],
-        readable: ClosedRange<UInt32> = 1...1
+        readable: ClosedRange<UInt32> = 1...1, canGoAhead: Bool = false
     ) {
         sectionName = name
         self.instance = instance
         self.versions = versions
         readableVersions = readable
+        self.canGoAhead = canGoAhead
         bytes = Mutex([UInt8](repeating: fill, count: byteCount))
     }
 

@@ -9,7 +9,8 @@ import Testing
 
     private func parts(of components: [ScriptedComponent], byteCount: Int) throws -> [[UInt8]] {
         var parts: [[UInt8]] = []
-        let rest = try SavedComponents.encode(components, partByteCount: byteCount) { parts.append($0) }
+        var nothing = ComponentsAhead()
+        let rest = try SavedComponents.encode(components, partByteCount: byteCount, ahead: &nothing) { parts.append($0) }
         return parts + [rest]
     }
 

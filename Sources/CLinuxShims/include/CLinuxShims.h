@@ -91,8 +91,6 @@ int shim_current_processor(void);
 struct shim_processors {
     unsigned long words[16];
 };
-/// Keeps the calling thread from `processor`, if it may run elsewhere: true, and `before` says where it might run.
-int shim_leave_processor(int processor, struct shim_processors *before);
 /// Has the calling thread run on none of those processors, if there are others: true, and `before` says where it might run.
 int shim_avoid_processors(const int *processors, int count, struct shim_processors *before);
 /// Has the calling thread run on `processor` alone: true, and `before` says where it might run.

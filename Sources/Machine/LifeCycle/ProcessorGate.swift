@@ -104,7 +104,7 @@ final class ProcessorGate: Sendable {
         else { return false }
         defer { isAwaited.store(false, ordering: .relaxed) }
         // Where the opener runs it would only be woken when that sleeps.
-        let detour = HostThread.Detour(around: openingProcessor.load(ordering: .relaxed), inShortTurns: true)
+        let detour = HostThread.Detour(around: [openingProcessor.load(ordering: .relaxed)], inShortTurns: true)
         if let signal = expectation.withLock({ $0.signal.take() }) { signal() }
         let end = monotonicNanoseconds() + Self.awakeNanoseconds
         while openings.load() == seen {

@@ -128,6 +128,7 @@ final class UpgradeDestination: HandoverReceiver {
                 throw Refusal("the monitor's clients did not come along")
             }
             monitor = blob
+            stateByteCount += sections.count
             var reader = ByteReader(sections, of: "the state that came ahead")
             ahead = try ComponentsAhead(from: &reader)
             try reader.finish()
