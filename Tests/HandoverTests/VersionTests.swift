@@ -67,7 +67,9 @@ struct VersionTests {
         try guest.endWhole()
     }
 
-    @Test("a guest goes to an older program, which gets the form of the state that it knows, and back", arguments: [1, 2, 3])
+    @Test(
+        "a guest goes to an older program, which gets the form of the state that it knows, and back",
+        arguments: [1, 2, 3])
     func older(last: UInt32) throws {
         let run = try MonitorRun()
         let previous = try tool(in: run, version: "0.0.9", states: 1...last)

@@ -11,7 +11,8 @@ import Testing
 
     private func components(fill: UInt8) -> [ScriptedComponent] {
         (0..<6).map {
-            ScriptedComponent("device", instance: UInt32($0), byteCount: 40 + $0, fill: fill &+ UInt8($0), canGoAhead: $0 != 2)
+            ScriptedComponent(
+                "device", instance: UInt32($0), byteCount: 40 + $0, fill: fill &+ UInt8($0), canGoAhead: $0 != 2)
         }
     }
 
@@ -89,8 +90,8 @@ import Testing
             try reader.decode(try SavedComponents.encode(source))
         }
         var swapped = try ComponentsAhead(of: source).bytes
-        swapped[4..<8] = [0, 0, 0, 1]
-        try expectRefusal(.missingSection, ahead: swapped) { try $0.stand([1]) }
+        swapped[4..<8] = [0, 0, 0, 2]
+        try expectRefusal(.missingSection, ahead: swapped) { try $0.stand([2]) }
         try expectRefusal(.missingSection) { reader in
             var ahead = try ComponentsAhead(of: source)
             try reader.decode(try SavedComponents.encode(source, ahead: &ahead) { _ in })

@@ -10,7 +10,9 @@ import Testing
     private func parts(of components: [ScriptedComponent], byteCount: Int) throws -> [[UInt8]] {
         var parts: [[UInt8]] = []
         var nothing = ComponentsAhead()
-        let rest = try SavedComponents.encode(components, partByteCount: byteCount, ahead: &nothing) { parts.append($0) }
+        let rest = try SavedComponents.encode(components, partByteCount: byteCount, ahead: &nothing) {
+            parts.append($0)
+        }
         return parts + [rest]
     }
 

@@ -1,5 +1,6 @@
 import Glibc
 import LinuxCalls
+import Machine
 import Testing
 
 @testable import Supervisor
@@ -23,7 +24,16 @@ import Testing
         let backends = try GuestBackends(configuration, directory: directory, loop: loop, quit: {})
         defer { backends.close() }
 
-        let rehearsal = try UpgradeRehearsal(configuration.machineConfiguration, backends: backends)
+        var small = configuration.machineConfiguration
+        small.memoryByteCount = MachineConfiguration.memoryByteCountRange.lowerBound
+        let machine = try VirtMachine(configuration: small, backends: backends.machineBackends)
+        defer { machine.shutDown() }
+        let guest = VirtGuest(machine: machine, events: VirtGuest.EventSink(), backends: backends)
+        // The parts that are the same processor's in the guest.
+        let spares = try machine.makeSpareProcessor().map(\.sectionName)
+        #expect(!spares.isEmpty && spares.allSatisfy { name in guest.components.contains { $0.sectionName == name } })
+
+        let rehearsal = try UpgradeRehearsal(guest, backends: backends)
         for _ in 0..<2 { try rehearsal.run() }
 
         var found = [UInt8](repeating: 0, count: contents.count)

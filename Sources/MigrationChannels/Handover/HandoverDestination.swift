@@ -100,10 +100,11 @@ package struct HandoverDestination {
 
     /// Tells the source that it may pause the guest, and waits for the guest's state.
     /// - Parameters:
-    ///   - expecting: Gets what waits for the offer, before the guest is paused.
     ///   - load: Gets what comes ahead of the state.
+    ///   - expecting: Gets what waits for the offer, before the guest is paused.
     package mutating func receiveState(
-        expecting: (@escaping @Sendable () -> Void) -> Void = { _ in }, part load: (HandoverPart) throws -> Void = refusePart
+        part load: (HandoverPart) throws -> Void = refusePart,
+        expecting: (@escaping @Sendable () -> Void) -> Void = { _ in }
     ) throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
@@ -188,7 +189,7 @@ package struct HandoverDestination {
     private mutating func takeOver(_ receiver: any HandoverReceiver) throws(HandoverError) -> TakeoverOutcome {
         let control = try receiveControl()
         try asMachineError { try receiver.adopt(control) }
-        let state = try receiveState(expecting: receiver.expect) { try receiver.load(part: $0) }
+        let state = try receiveState(part: { try receiver.load(part: $0) }, expecting: receiver.expect)
         try asMachineError { try receiver.load(state) }
         try claim()
         do { try receiver.run(times) } catch {
