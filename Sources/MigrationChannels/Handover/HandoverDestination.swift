@@ -10,7 +10,8 @@ package protocol HandoverReceiver: AnyObject {
     /// Takes over what the source suspended while the guest runs on there. Nothing outside may be touched.
     func adopt(_ control: HandoverState) throws
     /// The source is about to pause the guest; `offer` returns when it has offered it. The guest is to run soon after that.
-    func expect(_ offer: @escaping @Sendable () -> Void)
+    /// - Returns: Whether another thread will call `offer`, at once.
+    func expect(_ offer: @escaping @Sendable () -> Void) -> Bool
     /// Takes a part of the state of the paused guest, before the rest comes by ``load(_:)``; as that.
     func load(part: HandoverPart) throws
     /// Takes the state of the paused guest. Still nothing outside this process may be touched.
@@ -25,7 +26,7 @@ extension HandoverReceiver {
     /// Nothing but the guest itself.
     package func adopt(_ control: HandoverState) throws {}
     /// For a receiver whose version of the state has no parts.
-    package func expect(_ offer: @escaping @Sendable () -> Void) {}
+    package func expect(_ offer: @escaping @Sendable () -> Void) -> Bool { false }
     package func load(part: HandoverPart) throws { try HandoverDestination.refusePart(part) }
     package var timeOfFirstInstruction: Int64? { nil }
 }
@@ -104,12 +105,18 @@ package struct HandoverDestination {
     ///   - expecting: Gets what waits for the offer, before the guest is paused.
     package mutating func receiveState(
         part load: (HandoverPart) throws -> Void = refusePart,
-        expecting: (@escaping @Sendable () -> Void) -> Void = { _ in }
+        expecting: (@escaping @Sendable () -> Void) -> Bool = { _ in false }
     ) throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
         let frame = try HostThread.away(from: awaitSource()) { () throws(HandoverError) in
-            if let word { expecting { word.awaitOffer() } }
+            if let word {
+                let isExpected = expecting {
+                    word.tellReadiness()
+                    word.awaitOffer()
+                }
+                if !isExpected { word.tellReadiness() }
+            }
             var frame = try receive(isImminent: true)
             while let part = try HandoverPart.take(frame) {
                 try asMachineError { try load(part) }

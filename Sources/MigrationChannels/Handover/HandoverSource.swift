@@ -171,6 +171,7 @@ package struct HandoverSource {
 
             try enter(.pausing, &phase)
             word.tellProcessor()
+            word.awaitReadiness()
             subject.rehearse()
             times.pauseBegun = monotonicNanoseconds()
             try asMachineError { try subject.pause() }

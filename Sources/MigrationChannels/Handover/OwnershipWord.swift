@@ -1,3 +1,4 @@
+import Glibc
 package import LinuxCalls
 
 /// Who may run the guest.
@@ -20,6 +21,8 @@ package final class OwnershipWord: Sendable {
     private let word: WaitWord
     /// Decides nothing: the processor of the host that the source runs on, from 1; 0 until it says so, and of early programs for ever.
     private let place: WaitWord
+    /// Decides nothing: 1 when the destination's threads are where they wait for the state.
+    private let readiness: WaitWord
 
     /// A new word that says `source`.
     package convenience init() throws(SystemCallError) {
@@ -41,10 +44,12 @@ package final class OwnershipWord: Sendable {
         self.file = file
         word = WaitWord(in: page, offset: 0)
         place = WaitWord(in: page, offset: Self.placeOffset)
+        readiness = WaitWord(in: page, offset: Self.readinessOffset)
     }
 
-    /// A cache line of its own.
+    /// Cache lines of their own.
     private static let placeOffset = 64
+    private static let readinessOffset = 128
 
     /// The processor of the host that the source says it runs on; nil until it has.
     package var sourceProcessor: CInt? {
@@ -54,6 +59,15 @@ package final class OwnershipWord: Sendable {
 
     /// The source says which processor of the host the caller runs on.
     package func tellProcessor() { place.store(UInt32(clamping: HostThread.currentProcessor) + 1) }
+
+    /// The destination has nothing more to do before the state comes.
+    package func tellReadiness() { readiness.store(1) }
+
+    /// The source waits until the destination has nothing more to do, but not long: early programs never say so.
+    package func awaitReadiness() {
+        let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
+        while readiness.load() == 0, monotonicNanoseconds() < end { sched_yield() }
+    }
 
     /// What the word says; nil for a value that no side ever writes.
     package var owner: GuestOwner? { GuestOwner(rawValue: word.load()) }

@@ -159,9 +159,10 @@ final class UpgradeDestination: HandoverReceiver {
 
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
 
-    func expect(_ offer: @escaping @Sendable () -> Void) {
-        guard description?.runState == .running, let guest else { return }
+    func expect(_ offer: @escaping @Sendable () -> Void) -> Bool {
+        guard description?.runState == .running, let guest else { return false }
         guest.machine.expectResume(after: offer)
+        return true
     }
 
     func load(part: HandoverPart) throws {
