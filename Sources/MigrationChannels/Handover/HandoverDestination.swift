@@ -1,6 +1,7 @@
 import ComponentState
 import Glibc
 package import LinuxCalls
+import Synchronization
 
 /// What the destination's driver needs of the process that takes a guest over.
 package protocol HandoverReceiver: AnyObject {
@@ -9,8 +10,9 @@ package protocol HandoverReceiver: AnyObject {
     func prepare(_ description: HandoverDescription) throws
     /// Takes over what the source suspended while the guest runs on there. Nothing outside may be touched.
     func adopt(_ control: HandoverState) throws
-    /// The source is about to pause the guest; `offer` returns when it has offered it. The guest is to run soon after that.
-    /// - Returns: Whether another thread will call `offer`, at once.
+    /// The source is about to pause the guest, and waits until this has returned; `offer` returns when it has offered it. The guest is to run
+    /// soon after that. The calling thread is where it stays until then.
+    /// - Returns: Whether another thread calls `offer`, at once.
     func expect(_ offer: @escaping @Sendable () -> Void) -> Bool
     /// Takes a part of the state of the paused guest, before the rest comes by ``load(_:)``; as that.
     func load(part: HandoverPart) throws
@@ -111,11 +113,13 @@ package struct HandoverDestination {
         enter(.sending)
         let frame = try HostThread.away(from: awaitSource()) { () throws(HandoverError) in
             if let word {
+                let isWaiting = Gate()
                 let isExpected = expecting {
-                    word.tellReadiness()
+                    isWaiting.open()
                     word.awaitOffer()
                 }
-                if !isExpected { word.tellReadiness() }
+                if isExpected { isWaiting.await() }
+                word.tellReadiness()
             }
             var frame = try receive(isImminent: true)
             while let part = try HandoverPart.take(frame) {
@@ -128,6 +132,18 @@ package struct HandoverDestination {
         times.received = monotonicNanoseconds()
         enter(.loading)
         return state
+    }
+
+    /// Opened by one thread; the other stays awake for it, not long.
+    private final class Gate: Sendable {
+        private let isOpen = Atomic<Bool>(false)
+
+        func open() { isOpen.store(true, ordering: .releasing) }
+
+        func await() {
+            let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
+            while !isOpen.load(ordering: .acquiring), monotonicNanoseconds() < end { sched_yield() }
+        }
     }
 
     /// Waits until the source says which processor of the host it runs on, or sends something; not long. -1 when it did not say.

@@ -65,7 +65,7 @@ package final class OwnershipWord: Sendable {
 
     /// The source waits until the destination has nothing more to do, but not long: early programs never say so.
     package func awaitReadiness() {
-        let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
+        let end = monotonicNanoseconds() + 2 * HandoverFrame.awakeNanoseconds
         while readiness.load() == 0, monotonicNanoseconds() < end { sched_yield() }
     }
 

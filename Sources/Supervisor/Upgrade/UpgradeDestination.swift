@@ -141,8 +141,6 @@ final class UpgradeDestination: HandoverReceiver {
             try supervisor.server.adopt(saved.server, descriptors: qmp)
             supervisor.descriptorStore = try DescriptorStore(adopting: saved.store, descriptors: kept)
         }
-        // Last, for the processor's caches.
-        try? backends?.rehearseHandover()
         try rehearseLoading()
         reader?.take(ahead)
     }
@@ -160,9 +158,17 @@ final class UpgradeDestination: HandoverReceiver {
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
 
     func expect(_ offer: @escaping @Sendable () -> Void) -> Bool {
-        guard description?.runState == .running, let guest else { return false }
-        guest.machine.expectResume(after: offer)
-        return true
+        guard let guest else { return false }
+        let willRun = description?.runState == .running
+        if willRun { guest.machine.expectResume(after: offer) }
+        // Once more what is sure to be part of the pause, for the caches of the processor that will do it.
+        try? backends?.rehearseHandover()
+        var rehearsed = SavedComponents.Reader(guest.components)
+        var nothing = ComponentsAhead()
+        let never = guest.components.filter { !$0.canGoAhead }
+        _ = try? SavedComponents.encode(never, partByteCount: 1, ahead: &nothing) { try rehearsed.decode(part: $0) }
+        try? guest.finishLoading()
+        return willRun
     }
 
     func load(part: HandoverPart) throws {
