@@ -18,18 +18,14 @@ final class ProcessorGate: Sendable {
     private let entries = WaitWord()
     /// Changes when a thread steps aside and the gate is closed.
     private let arrivals = WaitWord()
-    /// Until when the gate is about to open, CLOCK_MONOTONIC in nanoseconds.
-    private let expectedUntil = Atomic<Int64>(0)
     /// The processor of the host that whoever opens it runs on.
     private let openingProcessor = Atomic<CInt>(-1)
-    /// Whether a thread stays awake for that.
-    private let isAwaited = Atomic<Bool>(false)
     private let expectation = Mutex(Expectation())
 
     private struct Expectation: Sendable {
-        /// Returns when the gate is about to open.
+        /// Returns when the gate is about to open; nil once a thread has it, and when it is open.
         var signal: (@Sendable () -> Void)?
-        /// Of the thread that was awake for it.
+        /// Of that thread.
         var detour: HostThread.Detour?
     }
 
@@ -83,7 +79,7 @@ final class ProcessorGate: Sendable {
         if firstEntry.load(ordering: .sequentiallyConsistent) == 0 {
             entries.wait(while: seen, timeoutNanoseconds: 1_000_000)
         }
-        expectation.withLock { $0.detour.take() }?.end()
+        endExpectation()
         let time = firstEntry.load(ordering: .sequentiallyConsistent)
         return time == 0 ? nil : time
     }
@@ -91,33 +87,38 @@ final class ProcessorGate: Sendable {
     /// The gate will open right after `signal` returns: one thread calls it, and stays awake from then on. A processor of the host that
     /// sleeps takes tens of microseconds to wake up, and who opens the gate has no time to wake one.
     func expectOpening(after signal: @escaping @Sendable () -> Void) {
-        expectation.withLock { $0.signal = signal }
         openingProcessor.store(HostThread.currentProcessor, ordering: .relaxed)
-        expectedUntil.store(monotonicNanoseconds() + Self.awakeNanoseconds, ordering: .relaxed)
+        expectation.withLock { $0.signal = signal }
         openings.wakeOne()
     }
 
     /// True when the gate was opened while the thread was awake for it; false when it is to sleep.
     private func awaitOpening(while seen: UInt32) -> Bool {
-        guard expectedUntil.load(ordering: .relaxed) > monotonicNanoseconds(),
-            !isAwaited.exchange(true, ordering: .relaxed)
-        else { return false }
-        defer { isAwaited.store(false, ordering: .relaxed) }
+        guard expectation.withLock({ $0.signal != nil }) else { return false }
         // Where the opener runs it would only be woken when that sleeps.
         let detour = HostThread.Detour(around: [openingProcessor.load(ordering: .relaxed)], inShortTurns: true)
-        if let signal = expectation.withLock({ $0.signal.take() }) { signal() }
-        let end = monotonicNanoseconds() + Self.awakeNanoseconds
-        while openings.load() == seen {
-            // Whoever else wants this processor gets it.
-            sched_yield()
-            if monotonicNanoseconds() >= end {
-                detour.end()
-                return false
-            }
+        let signal = expectation.withLock { expectation in
+            let signal = expectation.signal.take()
+            if signal != nil { expectation.detour = detour }
+            return signal
         }
-        // Ended by whoever asks for the time of the first entry: the guest need not wait for that.
-        expectation.withLock { $0.detour = detour }
-        return true
+        guard let signal else {
+            detour.end()
+            return false
+        }
+        signal()
+        if openings.stayAwake(while: seen, nanoseconds: Self.awakeNanoseconds) { return true }
+        endExpectation()
+        return false
+    }
+
+    /// The opener does this, when the guest runs: it need not wait for that.
+    private func endExpectation() {
+        let detour = expectation.withLock { expectation in
+            expectation.signal = nil
+            return expectation.detour.take()
+        }
+        detour?.end()
     }
 
     func close() { closed.store(true, ordering: .sequentiallyConsistent) }

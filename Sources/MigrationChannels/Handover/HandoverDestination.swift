@@ -1,7 +1,6 @@
 import ComponentState
 import Glibc
 package import LinuxCalls
-import Synchronization
 
 /// What the destination's driver needs of the process that takes a guest over.
 package protocol HandoverReceiver: AnyObject {
@@ -113,12 +112,12 @@ package struct HandoverDestination {
         enter(.sending)
         let frame = try HostThread.away(from: awaitSource()) { () throws(HandoverError) in
             if let word {
-                let isWaiting = Gate()
+                let arrivals = WaitWord()
                 let isExpected = expecting {
-                    isWaiting.open()
+                    arrivals.add(1)
                     word.awaitOffer()
                 }
-                if isExpected { isWaiting.await() }
+                if isExpected { _ = arrivals.stayAwake(while: 0, nanoseconds: HandoverFrame.awakeNanoseconds) }
                 word.tellReadiness()
             }
             var frame = try receive(isImminent: true)
@@ -132,18 +131,6 @@ package struct HandoverDestination {
         times.received = monotonicNanoseconds()
         enter(.loading)
         return state
-    }
-
-    /// Opened by one thread; the other stays awake for it, not long.
-    private final class Gate: Sendable {
-        private let isOpen = Atomic<Bool>(false)
-
-        func open() { isOpen.store(true, ordering: .releasing) }
-
-        func await() {
-            let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
-            while !isOpen.load(ordering: .acquiring), monotonicNanoseconds() < end { sched_yield() }
-        }
     }
 
     /// Waits until the source says which processor of the host it runs on, or sends something; not long. -1 when it did not say.

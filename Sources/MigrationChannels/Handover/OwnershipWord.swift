@@ -1,4 +1,3 @@
-import Glibc
 package import LinuxCalls
 
 /// Who may run the guest.
@@ -65,8 +64,7 @@ package final class OwnershipWord: Sendable {
 
     /// The source waits until the destination has nothing more to do, but not long: early programs never say so.
     package func awaitReadiness() {
-        let end = monotonicNanoseconds() + 2 * HandoverFrame.awakeNanoseconds
-        while readiness.load() == 0, monotonicNanoseconds() < end { sched_yield() }
+        _ = readiness.stayAwake(while: 0, nanoseconds: 2 * HandoverFrame.awakeNanoseconds)
     }
 
     /// What the word says; nil for a value that no side ever writes.
