@@ -56,6 +56,55 @@ import Testing
         }
     }
 
+    @Test("a processor that waits for an expected resume runs then where it might before", arguments: [1, 4])
+    func expected(harts: Int) throws {
+        let machine = try machine(harts: harts) { _ in
+            sched_yield()
+            return .kicked
+        }
+        defer { machine.shutDown() }
+        try machine.start()
+        waitUntil("every thread has a number") { machine.processorThreadIdentifiers.allSatisfy { $0 != 0 } }
+        let before = machine.processorThreadIdentifiers.map(allowedProcessors)
+        #expect(!before.contains(""))
+        for round in 0..<100 {
+            try machine.pause()
+            let offer = Offer()
+            machine.expectResume(after: offer.wait)
+            // Also where nobody has come to wait yet.
+            if round % 4 != 0 { waitUntil("one waits") { offer.waiters.load(ordering: .relaxed) == 1 } }
+            if round % 2 == 0 { offer.isMade.store(true, ordering: .releasing) }
+            try machine.resume()
+            offer.isMade.store(true, ordering: .releasing)
+            #expect(machine.timeOfFirstInstruction() != nil)
+            #expect(offer.waiters.load(ordering: .relaxed) <= 1)
+            waitUntil("all run where they might") {
+                machine.processorThreadIdentifiers.map(allowedProcessors) == before
+            }
+        }
+    }
+
+    private final class Offer: Sendable {
+        let isMade = Atomic<Bool>(false)
+        let waiters = Atomic<Int>(0)
+
+        @Sendable func wait() {
+            waiters.add(1, ordering: .relaxed)
+            while !isMade.load(ordering: .acquiring) { sched_yield() }
+        }
+    }
+
+    private func allowedProcessors(_ thread: CInt) -> String {
+        guard let file = fopen("/proc/self/task/\(thread)/status", "r") else { return "" }
+        defer { fclose(file) }
+        var line = [CChar](repeating: 0, count: 4096)
+        while fgets(&line, CInt(line.count), file) != nil {
+            let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+            if text.hasPrefix("Cpus_allowed:") { return text }
+        }
+        return ""
+    }
+
     @Test("pausing twice, resuming twice: the second time nothing happens")
     func idempotent() throws {
         let log = EventLog()
