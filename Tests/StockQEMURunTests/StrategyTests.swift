@@ -14,14 +14,16 @@ struct StrategyTests {
     private let ten = StockQEMUBuild.pc("10.0")
 
     /// A guest with a busy disk and a memory checker.
-    private func guest(_ release: String, _ machine: String, _ memory: [String]) throws -> (
+    private func guest(
+        _ release: String, _ machine: String, _ memory: [String], accelerator: String = "tcg"
+    ) throws -> (
         guest: StockGuest, disk: TestDisk
     ) {
         let directory = try TemporaryDirectory()
         let disk = try TestDisk(in: directory)
         let guest = try StockGuest(
             StockQEMUBuild.pc(release),
-            ["-M", machine] + memory + DebianPC.boot() + [
+            ["-M", machine] + memory + DebianPC.boot(accelerator: accelerator) + [
                 "-drive", "if=none,id=d0,format=raw,file=\(disk.path)", "-device", "virtio-blk-pci,drive=d0",
             ], in: directory)
         try DebianPC.prepare(guest.console, disk: "/dev/vda")
@@ -128,7 +130,7 @@ struct StrategyTests {
                 "memory-backend-memfd,id=m0,size=128M,share=on" + (huge ? ",hugetlb=on,hugetlbsize=2M" : ""), "-object",
                 "memory-backend-file,id=m1,size=128M,share=on,mem-path=\(file),prealloc=on", "-numa",
                 "node,nodeid=0,memdev=m0,cpus=0", "-numa", "node,nodeid=1,memdev=m1,cpus=1",
-            ])
+            ], accelerator: DebianPC.turns)
         unlink(file)
         let check = try guest.check(to: ten)
         let texts = (check.json.arrayValue ?? []).compactMap { $0["text"]?.stringValue }
