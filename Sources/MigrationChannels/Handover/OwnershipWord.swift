@@ -64,7 +64,7 @@ package final class OwnershipWord: Sendable {
 
     /// The source waits until the destination has nothing more to do, but not long: early programs never say so.
     package func awaitReadiness() {
-        _ = readiness.stayAwake(while: 0, nanoseconds: 2 * HandoverFrame.awakeNanoseconds)
+        _ = readiness.stayAwake(while: 0, nanoseconds: 10 * HandoverFrame.awakeNanoseconds)
     }
 
     /// What the word says; nil for a value that no side ever writes.
