@@ -170,8 +170,10 @@ package struct HandoverDestination {
         times.resumed = start ?? monotonicNanoseconds()
         try? HandoverFrame(.running, payload: times.destinationPart).send(
             to: socket, deadline: monotonicNanoseconds() + 1_000_000_000)
-        // Nothing is left unread: to the source that would look like a broken connection.
-        if !hasReadOffer { _ = try? receive(.offer) }
+        // What is left unread would look like a broken connection to the source; one that hangs is not waited for.
+        if !hasReadOffer {
+            _ = try? HandoverFrame.receive(from: socket, deadline: monotonicNanoseconds() + 100_000_000)
+        }
     }
 
     /// Gives up: tells the source why, unless it is gone. Answers the error with the phase filled in.
