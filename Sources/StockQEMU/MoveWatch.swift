@@ -30,40 +30,21 @@ struct MoveWatch {
         deadline = monotonicNanoseconds() + Int64(limitSeconds) * 1_000_000_000
     }
 
-    /// Waits until the new process says that all has arrived, and, where it is asked for, the old one that all was sent.
-    /// - Parameter isSentToo: Without it the old process may still wait for the new one's last word.
-    mutating func awaitArrival(isSentToo: Bool) throws {
-        var told = monotonicNanoseconds()
-        while true {
-            while let event = try source.nextEvent(timeoutMilliseconds: 0) { try noteSource(event) }
-            while let event = try destination.nextEvent(timeoutMilliseconds: 0) { try noteDestination(event) }
-            if isLoaded && (isSent || !isSentToo) { return }
-            if Rescue.hasEnded(destinationProcess) {
-                throw UpgradeFailure(.rolledBack, "the new process ended during the move")
-            }
-            if Rescue.hasEnded(sourceProcess) { throw UpgradeFailure(.lost, "the old process ended during the move") }
-            guard monotonicNanoseconds() < deadline else {
-                throw UpgradeFailure(
-                    .rolledBack, "the move did not end within its limit of \(limitSeconds) s (--limit)")
-            }
-            // What the old process tells while the guest stands still is not listened to: each wake-up of ours takes a processor from
-            // one of the two, and the new one's word is the one that counts.
-            Readiness.awaitAny(
-                [destination.socket, destinationProcess, sourceProcess] + (isSentToo ? [source.socket] : []),
-                timeoutMilliseconds: isSentToo ? 250 : 50)
-            if monotonicNanoseconds() > told + 1_000_000_000 {
-                told = monotonicNanoseconds()
-                tellProgress()
-            }
-        }
-    }
-
     /// Waits until the old process says that all was sent: the new one has it before it can be told anything more.
-    mutating func awaitSent() throws {
+    mutating func awaitSent() throws { try follow(untilLoaded: false) }
+
+    /// Waits until the old process says that all was sent and the new one that all has arrived.
+    mutating func awaitArrival() throws { try follow(untilLoaded: true) }
+
+    /// - Parameter untilLoaded: Without it what the new process says stays unread.
+    private mutating func follow(untilLoaded: Bool) throws {
         var told = monotonicNanoseconds()
         while true {
             while let event = try source.nextEvent(timeoutMilliseconds: 0) { try noteSource(event) }
-            if isSent { return }
+            if untilLoaded {
+                while let event = try destination.nextEvent(timeoutMilliseconds: 0) { try noteDestination(event) }
+            }
+            if isSent && (isLoaded || !untilLoaded) { return }
             if Rescue.hasEnded(destinationProcess) {
                 throw UpgradeFailure(.rolledBack, "the new process ended during the move")
             }
@@ -72,7 +53,9 @@ struct MoveWatch {
                 throw UpgradeFailure(
                     .rolledBack, "the move did not end within its limit of \(limitSeconds) s (--limit)")
             }
-            Readiness.awaitAny([source.socket, destinationProcess, sourceProcess], timeoutMilliseconds: 250)
+            Readiness.awaitAny(
+                [source.socket, destinationProcess, sourceProcess] + (untilLoaded ? [destination.socket] : []),
+                timeoutMilliseconds: 250)
             if monotonicNanoseconds() > told + 1_000_000_000 {
                 told = monotonicNanoseconds()
                 tellProgress()

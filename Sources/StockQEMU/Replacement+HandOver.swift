@@ -73,7 +73,7 @@ extension Replacement {
     /// A paused guest waits for nothing at all.
     func handOverPaused(_ orders: [Order], _ watch: inout MoveWatch) throws -> Int64 {
         guard let destination = rescue.destination, let process = rescue.destinationProcess else { return 0 }
-        try watch.awaitArrival(isSentToo: true)
+        try watch.awaitArrival()
         stopSource(try discovery.process.openState())
         UpgradeStep.moved.reached()
         try rescue.names.exchange()

@@ -116,7 +116,7 @@ extension Replacement {
             return (try? watch.pauseMicroseconds()) ?? 0
         }
         if plan.strategy == .postcopy {
-            try watch.awaitArrival(isSentToo: true)
+            try watch.awaitArrival()
             UpgradeStep.running.reached()
             return rescue.wasRunning ? (try? watch.pauseMicroseconds()) ?? 0 : 0
         }

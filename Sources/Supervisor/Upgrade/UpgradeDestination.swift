@@ -106,7 +106,6 @@ final class UpgradeDestination: HandoverReceiver {
         }
         let guest = VirtGuest(machine: machine, events: events, backends: backends)
         self.guest = guest
-        try rehearseLoading()
         if let memorySocket { memory = try UpgradeMemoryDestination(guest, plan: plan, socket: memorySocket) }
         let supervisor = try Supervisor(
             loop: loop, guest: guest, configuration: configuration, directory: directory,
@@ -141,18 +140,18 @@ final class UpgradeDestination: HandoverReceiver {
             try supervisor.server.adopt(saved.server, descriptors: qmp)
             supervisor.descriptorStore = try DescriptorStore(adopting: saved.store, descriptors: kept)
         }
-        try rehearseLoading()
+        guard let guest else { return }
+        try rehearseLoading(guest.components)
+        reader = SavedComponents.Reader(guest.components)
         reader?.take(ahead)
     }
 
-    /// Takes the state that this machine has now as it will take the guest's: what that touches for the first time it touches now,
+    /// Gives components the state that they have now as they will take the guest's: what that touches for the first time it touches now,
     /// and not while the guest stands still.
-    private func rehearseLoading() throws {
-        guard let guest else { return }
-        var rehearsed = SavedComponents.Reader(guest.components)
-        try rehearsed.decode(try SavedComponents.encode(guest.components))
-        try guest.finishLoading()
-        reader = SavedComponents.Reader(guest.components)
+    private func rehearseLoading(_ components: [any StatefulComponent]) throws {
+        var rehearsed = SavedComponents.Reader(components)
+        try rehearsed.decode(try SavedComponents.encode(components))
+        try guest?.finishLoading()
     }
 
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
@@ -163,11 +162,7 @@ final class UpgradeDestination: HandoverReceiver {
         if willRun { guest.machine.expectResume(after: offer) }
         // Once more what is sure to be part of the pause, for the caches of the processor that will do it.
         try? backends?.rehearseHandover()
-        var rehearsed = SavedComponents.Reader(guest.components)
-        var nothing = ComponentsAhead()
-        let never = guest.components.filter { !$0.canGoAhead }
-        _ = try? SavedComponents.encode(never, partByteCount: 1, ahead: &nothing) { try rehearsed.decode(part: $0) }
-        try? guest.finishLoading()
+        try? rehearseLoading(guest.components.filter { !$0.canGoAhead })
         return willRun
     }
 
