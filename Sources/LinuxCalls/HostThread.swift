@@ -63,6 +63,14 @@ package final class HostThread: Sendable {
     /// The processor of the host that runs the caller. The corresponding C function is `sched_getcpu`.
     package static var currentProcessor: CInt { shim_current_processor() }
 
+    /// The time that processors of the host have spent on the calling thread. The corresponding C function is `clock_gettime` with
+    /// `CLOCK_THREAD_CPUTIME_ID`.
+    package static var currentProcessorNanoseconds: Int64 {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
+    }
+
     /// Runs `body` on another processor of the host than that one, if the calling thread is there and may leave; afterwards it may run
     /// where it might before. The corresponding C function is `sched_setaffinity`.
     package static func away<Result, Failure: Error>(
@@ -132,11 +140,4 @@ package final class HostThread: Sendable {
 
     /// What the kernel allows at least.
     private static let shortTurnNanoseconds: UInt64 = 100_000
-
-    /// From now on the calling thread runs when no other wants a processor, and no other is kept from one by it (SCHED_IDLE). The
-    /// corresponding C function is `sched_setscheduler`.
-    package static func yieldToEverybody() {
-        var parameters = sched_param()
-        unsafe _ = sched_setscheduler(0, SHIM_SCHED_IDLE, &parameters)
-    }
 }

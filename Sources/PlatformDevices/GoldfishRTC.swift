@@ -27,17 +27,18 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
     package let readableVersions: ClosedRange<UInt32> = 3...3
 
     private struct State {
-        /// Guest's time minus the host's wall clock, modulo 2^64.
-        var offset: UInt64 = 0
         var alarm: UInt64 = 0
         var isAlarmRunning = false
         var isInterruptPending = false
         var isInterruptEnabled = false
-        /// Upper half of the time as latched by the last read of the lower half.
-        var latchedHigh: UInt32 = 0
     }
 
     private let state = Mutex(State())
+    /// Guest's time minus the host's wall clock, modulo 2^64. Changed with the lock held; the time is read without it: processors that
+    /// all read it would be woken one by one to hold it.
+    private let offset = Atomic<UInt64>(0)
+    /// Upper half of the time as latched by the last read of the lower half.
+    private let latchedHigh = Atomic<UInt32>(0)
     private let interrupt: InterruptLine
     private let scheduler: any TimerScheduler
     private let hostTime: @Sendable () -> UInt64
@@ -62,24 +63,22 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
         return UInt64(bitPattern: Int64(now.tv_sec)) &* 1_000_000_000 &+ UInt64(bitPattern: Int64(now.tv_nsec))
     }
 
-    private func time(_ state: State) -> UInt64 { hostTime() &+ state.offset }
+    private var time: UInt64 { hostTime() &+ offset.load(ordering: .relaxed) }
 
     // MARK: Registers
 
     package func load(offset: UInt64, width: AccessWidth) -> UInt64 {
         guard width == .four else { return 0 }
-        return state.withLock { state in
-            switch offset {
-            case Register.timeLow:
-                let now = time(state)
-                state.latchedHigh = UInt32(now >> 32)
-                return now & 0xffff_ffff
-            case Register.timeHigh: return UInt64(state.latchedHigh)
-            case Register.alarmLow: return state.alarm & 0xffff_ffff
-            case Register.alarmHigh: return state.alarm >> 32
-            case Register.alarmStatus: return state.isAlarmRunning ? 1 : 0
-            default: return 0
-            }
+        switch offset {
+        case Register.timeLow:
+            let now = time
+            latchedHigh.store(UInt32(now >> 32), ordering: .relaxed)
+            return now & 0xffff_ffff
+        case Register.timeHigh: return UInt64(latchedHigh.load(ordering: .relaxed))
+        case Register.alarmLow: return state.withLock { $0.alarm } & 0xffff_ffff
+        case Register.alarmHigh: return state.withLock { $0.alarm } >> 32
+        case Register.alarmStatus: return state.withLock { $0.isAlarmRunning } ? 1 : 0
+        default: return 0
         }
     }
 
@@ -89,11 +88,11 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
         state.withLock { state in
             switch offset {
             case Register.timeLow:
-                let now = time(state)
-                state.offset = state.offset &+ ((now & ~0xffff_ffff | value) &- now)
+                let now = time
+                setTime(now & ~0xffff_ffff | value, asOf: now)
             case Register.timeHigh:
-                let now = time(state)
-                state.offset = state.offset &+ ((now & 0xffff_ffff | value << 32) &- now)
+                let now = time
+                setTime(now & 0xffff_ffff | value << 32, asOf: now)
             case Register.alarmLow:
                 // The upper half was written before; this write arms.
                 state.alarm = state.alarm & ~0xffff_ffff | value
@@ -108,11 +107,15 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
         }
     }
 
+    private func setTime(_ time: UInt64, asOf now: UInt64) {
+        offset.wrappingAdd(time &- now, ordering: .relaxed)
+    }
+
     /// Lets a due alarm ring, arms the timer for one that is not due, sets the line.
     private func update(_ state: inout State) {
         var deadline: Int64?
         if state.isAlarmRunning {
-            let now = time(state)
+            let now = time
             if state.alarm <= now {
                 state.isAlarmRunning = false
                 state.isInterruptPending = true
@@ -137,6 +140,8 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
     package func reset() {
         state.withLock { state in
             state = State()
+            offset.store(0, ordering: .relaxed)
+            latchedHigh.store(0, ordering: .relaxed)
             update(&state)
         }
     }
@@ -151,6 +156,7 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
 
     package func codeState(with coder: inout any StateCoder) throws(StateError) {
         var state = state.withLock { $0 }
+        var (offset, latchedHigh) = (offset.load(ordering: .relaxed), latchedHigh.load(ordering: .relaxed))
         var offsetOfVirtualTime: UInt64 = 0  // What versions before 3 used; zero since.
         var isAlarmRunning: UInt32 = state.isAlarmRunning ? 1 : 0
         var isInterruptPending: UInt32 = state.isInterruptPending ? 1 : 0
@@ -160,8 +166,8 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
         try coder.uint32("alarm_running", &isAlarmRunning)
         try coder.uint32("irq_pending", &isInterruptPending)
         try coder.uint32("irq_enabled", &isInterruptEnabled)
-        try coder.uint32("time_high", &state.latchedHigh)
-        try coder.uint64("tick_offset", &state.offset)
+        try coder.uint32("time_high", &latchedHigh)
+        try coder.uint64("tick_offset", &offset)
         guard coder.isDecoding else { return }
         for (field, value) in [
             ("alarm_running", isAlarmRunning), ("irq_pending", isInterruptPending), ("irq_enabled", isInterruptEnabled),
@@ -172,5 +178,7 @@ package final class GoldfishRTC: BusDevice, StatefulComponent {
         state.isInterruptPending = isInterruptPending == 1
         state.isInterruptEnabled = isInterruptEnabled == 1
         self.state.withLock { $0 = state }
+        self.offset.store(offset, ordering: .relaxed)
+        self.latchedHigh.store(latchedHigh, ordering: .relaxed)
     }
 }

@@ -42,7 +42,6 @@ static const unsigned int SHIM_SPLICE_F_MOVE = 1, SHIM_SPLICE_F_NONBLOCK = 2, SH
 static const int SHIM_SEEK_DATA = 3, SHIM_SEEK_HOLE = 4;
 static const int SHIM_IFF_TAP = 2, SHIM_IFF_NO_PI = 0x1000, SHIM_IFF_VNET_HDR = 0x4000;
 static const int SHIM_MADV_POPULATE_READ = 22, SHIM_MADV_POPULATE_WRITE = 23;
-static const int SHIM_SCHED_IDLE = 5;
 static const int SHIM_FALLOC_FL_KEEP_SIZE = 1, SHIM_FALLOC_FL_PUNCH_HOLE = 2, SHIM_FALLOC_FL_ZERO_RANGE = 16;
 
 int shim_eventfd(void);

@@ -33,6 +33,9 @@ extension VirtMachine {
     /// Lets the guest run for the first time.
     package func start() throws(MachineError) { try resume() }
 
+    /// Waits until the processors' threads, which a busy host lets begin late, are there and wait.
+    package func awaitThreads() { for thread in threads { thread.waitUntilHeld() } }
+
     /// When the first processor ran after ``resume()``, CLOCK_MONOTONIC in nanoseconds; nil when none has within a millisecond.
     package func timeOfFirstInstruction() -> Int64? { gate.timeOfFirstEntry() }
 

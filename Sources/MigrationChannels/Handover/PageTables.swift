@@ -77,7 +77,7 @@ package enum PageTables {
         _ mapping: OwnedMapping, of file: OwnedDescriptor, until deadline: Int64 = monotonicNanoseconds() + 20_000_000
     ) {
         guard let rest = populate(mapping, of: file, until: deadline) else { return }
-        _ = BackgroundPopulation([(mapping, file, start: rest)])
+        BackgroundPopulation.start([(mapping, file, start: rest)])
     }
 
     /// Clears this process's page tables for memory that it has no more use for, and frees what only it had. A process that ends
@@ -100,28 +100,60 @@ package enum PageTables {
     private static let clearedByteCount = 8 << 20
 }
 
-/// Fills page tables on a thread of its own, for as long as nobody else wants the processor.
+/// Fills page tables on a thread of its own, which others hardly notice: where they want its processor it takes a sixteenth of it.
+///
+/// The thread has no lower priority than others: without a privilege nobody can raise it again, and a thread of the lowest priority
+/// (SCHED_IDLE) on a busy host lets its process end seconds later than it might.
 package final class BackgroundPopulation: Sendable {
-    private let isToEnd = Atomic<Bool>(false)
+    private static let all = Mutex<[BackgroundPopulation]>([])
+
+    private let isToEnd = WaitWord(0)
+    private let thread = Mutex<HostThread?>(nil)
 
     /// Without a thread for it, whoever touches the memory takes the faults.
     /// - Parameter rest: For each mapping where ``PageTables/populate(_:of:from:until:)`` stopped.
-    package init(_ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)]) {
+    package static func start(_ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)]) {
         guard !rest.isEmpty else { return }
-        _ = try? HostThread(name: "populate") { [self] in
-            HostThread.yieldToEverybody()
+        let population = BackgroundPopulation()
+        all.withLock { all in
+            guard let thread = try? HostThread(name: "populate", { population.run(rest) }) else { return }
+            population.thread.withLock { $0 = thread }
+            all.append(population)
+        }
+    }
+
+    /// Leaves what is not filled to page faults. Returns when this process has no such thread any more, in about a millisecond.
+    package static func endAll() {
+        let ending = all.withLock { all in
+            defer { all = [] }
+            return all
+        }
+        for population in ending { population.isToEnd.store(1) }
+        for population in ending { population.thread.withLock { $0 }?.join() }
+    }
+
+    private func run(_ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)]) {
+        // What wakes it is about to stop the guest, and should not wait for a turn to end.
+        HostThread.inShortTurns {
             for (mapping, file, start) in rest {
                 var next: Int? = start
-                while let position = next, !isToEnd.load(ordering: .relaxed) {
-                    next = PageTables.populate(
-                        mapping, of: file, from: position, until: monotonicNanoseconds() + 500_000)
+                while let position = next, isToEnd.load() == 0 {
+                    let (time, used) = (monotonicNanoseconds(), HostThread.currentProcessorNanoseconds)
+                    next = PageTables.populate(mapping, of: file, from: position, until: time + Self.turnNanoseconds)
+                    let spent = HostThread.currentProcessorNanoseconds - used
+                    let othersHad = monotonicNanoseconds() - time - spent
                     // A processor takes a thread that waits for another one only when it becomes idle.
-                    usleep(50)
+                    isToEnd.wait(
+                        while: 0,
+                        timeoutNanoseconds: othersHad > Self.othersNanosecondsMax ? 15 * spent : Self.restNanoseconds)
                 }
             }
         }
     }
 
-    /// Leaves what is not filled to page faults.
-    package func stop() { isToEnd.store(true, ordering: .relaxed) }
+    /// How long it fills at a time.
+    private static let turnNanoseconds: Int64 = 200_000
+    private static let restNanoseconds: Int64 = 50_000
+    /// Longest that others may have had the processor in a turn for it not to count as wanted.
+    private static let othersNanosecondsMax: Int64 = 50_000
 }

@@ -12,8 +12,6 @@ struct UpgradeEquipment: Sendable {
     let keeper: ProcessKeeper?
     /// The file this process was started from.
     let program: String
-    /// What still fills the page tables after the last upgrade.
-    var population: BackgroundPopulation?
 }
 
 extension Supervisor {
@@ -44,7 +42,6 @@ extension Supervisor {
     private func carryOut(
         _ request: UpgradeRequest, _ equipment: UpgradeEquipment, failed: @Sendable (String) -> Void
     ) {
-        equipment.population?.stop()
         let program = request.binary ?? equipment.program
         let process: ChildProcess
         let socket: OwnedDescriptor

@@ -104,6 +104,7 @@ final class UpgradeDestination: HandoverReceiver {
                 unpopulated.append((block.mapping, file, rest))
             }
         }
+        machine.awaitThreads()
         let guest = VirtGuest(machine: machine, events: events, backends: backends)
         self.guest = guest
         if let memorySocket { memory = try UpgradeMemoryDestination(guest, plan: plan, socket: memorySocket) }
@@ -229,9 +230,9 @@ final class UpgradeDestination: HandoverReceiver {
             process: getpid(),
             stateByteCount: stateByteCount, ramByteCount: guest.ramBlocks.reduce(0) { $0 + $1.byteCount },
             sent: sentMemory, held: held, processorNanoseconds: processorNanoseconds + sentMemory.processorNanoseconds)
+        BackgroundPopulation.start(unpopulated)
         let runState: RunState = clockOffset != nil ? .running : description.runState
         loop.sync {
-            supervisor.upgradeEquipment?.population = BackgroundPopulation(unpopulated)
             supervisor.arrive(as: runState) {
                 supervisor.migration.report = report.migration
                 supervisor.server.resume()

@@ -185,12 +185,6 @@ struct SentMemory {
         try reader.finish()
     }
 
-    /// Of the calling thread.
-    static func threadProcessorNanoseconds() -> Int64 {
-        var time = timespec()
-        unsafe clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
-        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
-    }
     /// Of this process.
     static func processProcessorNanoseconds() -> Int64 {
         var time = timespec()

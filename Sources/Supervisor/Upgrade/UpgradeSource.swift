@@ -23,9 +23,9 @@ final class UpgradeSource: HandoverSubject {
     private var ahead = ComponentsAhead()
     private var wasRunning = false
     private var isSuspended = false
-    private let processorTimeAtStart = SentMemory.threadProcessorNanoseconds()
+    private let processorTimeAtStart = HostThread.currentProcessorNanoseconds
     private var processorTimeBeforePause: Int64 = 0
-    private var pauseTime: Int64 = 0
+    private var rehearsalTime: Int64 = 0
 
     /// - Parameter outOfMemoryPriority: What this process was before the hand-over, and the successor is to be after it.
     init(
@@ -119,12 +119,17 @@ final class UpgradeSource: HandoverSubject {
         return HandoverState(bytes: blobs.bytes, resources: resources)
     }
 
-    func rehearse() { try? rehearsal?.run() }
+    func rehearse() {
+        // Not later: a thread whose turn is over is put behind others at its next system call, and before the processors are told to
+        // stop these others are the guest's, for milliseconds.
+        processorTimeBeforePause = HostThread.currentProcessorNanoseconds - processorTimeAtStart
+        rehearsalTime = monotonicNanoseconds()
+        try? rehearsal?.run()
+    }
 
+    /// No system call from the beginning until the processors are told to stop: see ``rehearse()``.
     func pause() throws {
         wasRunning = guest.isRunning
-        processorTimeBeforePause = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
-        pauseTime = monotonicNanoseconds()
         guard let memory else { return try guest.pause() }
         try memory.send()
     }
@@ -159,10 +164,10 @@ final class UpgradeSource: HandoverSubject {
         if let memory {
             sent.stopped = memory.pauseEnded
             sent.copiedByteCount = Int(memory.progress.ram.normalPages) * guestPageSize
-            sent.processorNanoseconds = SentMemory.threadProcessorNanoseconds() - processorTimeAtStart
+            sent.processorNanoseconds = HostThread.currentProcessorNanoseconds - processorTimeAtStart
         } else {
-            // Since the pause began this thread has not slept; the call would take longer than all of this.
-            sent.processorNanoseconds = processorTimeBeforePause + monotonicNanoseconds() - pauseTime
+            // Since then this thread has not slept; the call would take longer than all of this.
+            sent.processorNanoseconds = processorTimeBeforePause + monotonicNanoseconds() - rehearsalTime
         }
         return sent
     }
