@@ -207,7 +207,8 @@ package struct HandoverSource {
                 if times.resumed == 0 { times.resumed = monotonicNanoseconds() }
             }
             atStep(.releasing)
-            subject.release()
+            // The guest runs on the processor of the host that was this thread's: see `ProcessorGate.expectOpening`.
+            HostThread.avoiding([HostThread.currentProcessor], subject.release)
             times.ended = monotonicNanoseconds()
             return .moved(times)
         } catch {

@@ -111,12 +111,16 @@ package final class BackgroundPopulation: Sendable {
     private let thread = Mutex<HostThread?>(nil)
 
     /// Without a thread for it, whoever touches the memory takes the faults.
-    /// - Parameter rest: For each mapping where ``PageTables/populate(_:of:from:until:)`` stopped.
-    package static func start(_ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)]) {
+    /// - Parameters:
+    ///   - rest: For each mapping where ``PageTables/populate(_:of:from:until:)`` stopped.
+    ///   - processors: Those of the host that it keeps away from, if it may run elsewhere.
+    package static func start(
+        _ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)], avoiding processors: [CInt] = []
+    ) {
         guard !rest.isEmpty else { return }
         let population = BackgroundPopulation()
         all.withLock { all in
-            guard let thread = try? HostThread(name: "populate", { population.run(rest) }) else { return }
+            guard let thread = try? HostThread(name: "populate", { HostThread.avoiding(processors) { population.run(rest) } }) else { return }
             population.thread.withLock { $0 = thread }
             all.append(population)
         }
