@@ -120,7 +120,10 @@ package final class BackgroundPopulation: Sendable {
         guard !rest.isEmpty else { return }
         let population = BackgroundPopulation()
         all.withLock { all in
-            guard let thread = try? HostThread(name: "populate", { HostThread.avoiding(processors) { population.run(rest) } }) else { return }
+            guard
+                let thread = try? HostThread(
+                    name: "populate", { HostThread.avoiding(processors) { population.run(rest) } })
+            else { return }
             population.thread.withLock { $0 = thread }
             all.append(population)
         }
