@@ -42,8 +42,11 @@ struct Upgrade: ParsableCommand {
     @Flag(help: "Every guest of this user that runs.")
     var all = false
 
-    @Option(help: ArgumentHelp("With --all: how many at a time.", valueName: "n"))
-    var atMost = 4
+    @Option(
+        help: ArgumentHelp(
+            "With --all: how many at a time; without it half as many as the host has processors, since a move keeps two busy.",
+            valueName: "n"))
+    var atMost: Int?
 
     @Option(
         help: ArgumentHelp(
@@ -76,6 +79,7 @@ struct Upgrade: ParsableCommand {
             let report = try Self.upgrade(try RunDirectory.find(name), request)
             output.show(report) { Self.text(name, $0) }
         case (nil, true):
+            let atMost = atMost ?? max(1, sysconf(CInt(_SC_NPROCESSORS_ONLN)) / 2)
             guard (1...1024).contains(atMost) else { throw Refusal(.usage, "--at-most: from 1 to 1024, not \(atMost)") }
             try UpgradeAll(request: request, atMost: atMost, output: output).run()
         }

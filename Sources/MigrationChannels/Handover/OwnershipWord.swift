@@ -49,6 +49,7 @@ package final class OwnershipWord: Sendable {
     /// Cache lines of their own.
     private static let placeOffset = 64
     private static let readinessOffset = 128
+    private static let readinessNanosecondsMax: Int64 = 20_000_000
 
     /// The processor of the host that the source says it runs on; nil until it has.
     package var sourceProcessor: CInt? {
@@ -64,7 +65,13 @@ package final class OwnershipWord: Sendable {
 
     /// The source waits until the destination has nothing more to do, but not long: early programs never say so.
     package func awaitReadiness() {
-        _ = readiness.stayAwake(while: 0, nanoseconds: 10 * HandoverFrame.awakeNanoseconds)
+        let end = monotonicNanoseconds() + Self.readinessNanosecondsMax
+        // The guest runs: to stay awake for this would cost it more than it gains.
+        while readiness.load() == 0 {
+            let left = end - monotonicNanoseconds()
+            guard left > 0 else { return }
+            readiness.wait(while: 0, timeoutNanoseconds: left)
+        }
     }
 
     /// What the word says; nil for a value that no side ever writes.
