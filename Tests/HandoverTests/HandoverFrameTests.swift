@@ -1,6 +1,7 @@
 import Glibc
 import LinuxCalls
 import MigrationChannels
+import Synchronization
 import Testing
 
 @Suite("Hand-over frames") struct HandoverFrameTests {
@@ -104,6 +105,43 @@ import Testing
             #expect(entry >> 63 == 1, "page \(page) is not mapped")
         }
         #expect(blockCount(of: file) == before, "holes stay holes")
+    }
+
+    @Test(
+        "what fills page tables beside the guest ends when it is asked to, though others want every processor",
+        .timeLimit(.minutes(1)))
+    func endOfPopulation() throws {
+        let byteCount = 256 << 20
+        let file = try MemoryFile.create(name: "ram", byteCount: byteCount)
+        let first = try OwnedMapping(byteCount: byteCount, descriptor: file)
+        for page in 0..<byteCount / 4096 { first.base.storeBytes(of: 1, toByteOffset: page * 4096, as: UInt8.self) }
+        let mapping = try OwnedMapping(byteCount: byteCount, descriptor: file)
+        let end = End()
+        let others = try (0..<2 * sysconf(CInt(_SC_NPROCESSORS_ONLN))).map { _ in
+            try HostThread(name: "busy") { while !end.hasCome.load(ordering: .relaxed) {} }
+        }
+        defer {
+            end.hasCome.store(true, ordering: .relaxed)
+            for thread in others { thread.join() }
+        }
+        BackgroundPopulation.start([(mapping, file, start: 0)])
+        while mappedPageCount(mapping) == 0 { usleep(1000) }
+        BackgroundPopulation.endAll()
+        let count = mappedPageCount(mapping)
+        usleep(50_000)
+        #expect(mappedPageCount(mapping) == count && count < byteCount / 4096, "it is over, and was not finished")
+    }
+
+    private final class End: Sendable {
+        let hasCome = Atomic<Bool>(false)
+    }
+
+    private func mappedPageCount(_ mapping: OwnedMapping) -> Int {
+        guard let pageMap = try? OwnedDescriptor.open("/proc/self/pagemap", flags: O_RDONLY) else { return -1 }
+        var entries = [UInt64](repeating: 0, count: mapping.byteCount / 4096)
+        let place = off_t(Int(bitPattern: mapping.base) / 4096 * 8)
+        guard pread(pageMap.rawValue, &entries, entries.count * 8, place) == entries.count * 8 else { return -1 }
+        return entries.count { $0 >> 63 == 1 }
     }
 
     private func blockCount(of file: OwnedDescriptor) -> Int {
