@@ -69,6 +69,9 @@ package struct ProcessFiles: Sendable {
         return fields.count > 37 ? CInt(fields[37]) : nil
     }
 
+    /// The processors on which those threads of it run, or ran last; without those that are gone.
+    package func processors(ofThreads threads: [CInt]) -> [CInt] { threads.compactMap { try? processor(ofThread: $0) } }
+
     /// Whether every thread of it stands still because of a signal: none of them runs an instruction before SIGCONT.
     package func isStopped() throws(SystemCallError) -> Bool {
         for task in try FileNames.entries(of: "\(directory)/task") {

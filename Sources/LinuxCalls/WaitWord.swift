@@ -64,6 +64,16 @@ import SystemPackage
         }
     }
 
+    /// Sleeps while the word is `value`, at most so long.
+    package func sleep(while value: UInt32, nanoseconds: Int64) {
+        let end = monotonicNanoseconds() + nanoseconds
+        while load() == value {
+            let left = end - monotonicNanoseconds()
+            guard left > 0 else { return }
+            wait(while: value, timeoutNanoseconds: left)
+        }
+    }
+
     /// Stays awake while the word is `value`, at most so long; whoever else wants the processor of the host gets it.
     /// - Returns: Whether the word is another one now.
     package func stayAwake(while value: UInt32, nanoseconds: Int64) -> Bool {

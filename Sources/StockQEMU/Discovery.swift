@@ -96,7 +96,7 @@ package struct Discovery {
 
     /// Where its virtual processors run. On two processors, two programs that start side by side take turns with the guest, each of a
     /// tick of the kernel's (4 ms at 250 Hz).
-    var processors: [CInt] { facts.processorThreads.compactMap { try? process.processor(ofThread: $0) } }
+    var processors: [CInt] { process.processors(ofThreads: facts.processorThreads) }
 
     /// Unix sockets on which a process serves QMP, as its command line says; none when that cannot be read.
     package static func monitorPaths(of process: CInt) -> [String] {

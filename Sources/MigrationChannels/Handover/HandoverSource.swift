@@ -151,6 +151,7 @@ package struct HandoverSource {
     private func carryOut(_ subject: any HandoverSubject) -> HandoverOutcome {
         var times = HandoverTimes()
         times.begun = monotonicNanoseconds()
+        // It would have its turn when the guest stands still, of all times.
         BackgroundPopulation.endAll()
         var phase = HandoverPhase.greeting
         var isStopped = false

@@ -65,13 +65,8 @@ package final class OwnershipWord: Sendable {
 
     /// The source waits until the destination has nothing more to do, but not long: early programs never say so.
     package func awaitReadiness() {
-        let end = monotonicNanoseconds() + Self.readinessNanosecondsMax
         // The guest runs: to stay awake for this would cost it more than it gains.
-        while readiness.load() == 0 {
-            let left = end - monotonicNanoseconds()
-            guard left > 0 else { return }
-            readiness.wait(while: 0, timeoutNanoseconds: left)
-        }
+        readiness.sleep(while: 0, nanoseconds: Self.readinessNanosecondsMax)
     }
 
     /// What the word says; nil for a value that no side ever writes.
@@ -79,12 +74,7 @@ package final class OwnershipWord: Sendable {
 
     /// Sleeps until the source has offered the guest, which wakes the caller; at most a minute.
     package func awaitOffer() {
-        let end = monotonicNanoseconds() + 60_000_000_000
-        while owner == .source {
-            let left = end - monotonicNanoseconds()
-            guard left > 0 else { return }
-            word.wait(while: GuestOwner.source.rawValue, timeoutNanoseconds: left)
-        }
+        word.sleep(while: GuestOwner.source.rawValue, nanoseconds: 60_000_000_000)
     }
 
     /// The source offers the guest. False if the word did not say `source`.

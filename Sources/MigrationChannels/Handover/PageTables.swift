@@ -104,55 +104,61 @@ package enum PageTables {
 ///
 /// The thread has no lower priority than others: without a privilege nobody can raise it again, and a thread of the lowest priority
 /// (SCHED_IDLE) on a busy host lets its process end seconds later than it might.
-package final class BackgroundPopulation: Sendable {
-    private static let all = Mutex<[BackgroundPopulation]>([])
+package enum BackgroundPopulation {
+    private struct Running: Sendable {
+        let isToEnd: WaitWord
+        let thread: HostThread
+    }
 
-    private let isToEnd = WaitWord(0)
-    private let thread = Mutex<HostThread?>(nil)
+    private static let all = Mutex<[Running]>([])
 
     /// Without a thread for it, whoever touches the memory takes the faults.
     /// - Parameters:
     ///   - rest: For each mapping where ``PageTables/populate(_:of:from:until:)`` stopped.
     ///   - processors: Those of the host that it keeps away from, if it may run elsewhere.
     package static func start(
-        _ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)], avoiding processors: [CInt] = []
+        _ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)],
+        avoiding processors: @autoclosure () -> [CInt] = []
     ) {
         guard !rest.isEmpty else { return }
-        let population = BackgroundPopulation()
+        let isToEnd = WaitWord(0)
+        let avoided = processors()
         all.withLock { all in
-            guard
-                let thread = try? HostThread(
-                    name: "populate", { HostThread.avoiding(processors) { population.run(rest) } })
-            else { return }
-            population.thread.withLock { $0 = thread }
-            all.append(population)
+            let thread = try? HostThread(name: "populate") {
+                HostThread.avoiding(avoided) { run(rest, unless: isToEnd) }
+                Self.all.withLock { $0.removeAll { $0.isToEnd === isToEnd } }
+            }
+            if let thread { all.append(Running(isToEnd: isToEnd, thread: thread)) }
         }
     }
 
-    /// Leaves what is not filled to page faults. Returns when this process has no such thread any more, in about a millisecond.
+    /// Leaves what is not filled to page faults. Returns when nobody fills page tables of this process any more, in about a
+    /// millisecond.
     package static func endAll() {
         let ending = all.withLock { all in
             defer { all = [] }
             return all
         }
         for population in ending { population.isToEnd.store(1) }
-        for population in ending { population.thread.withLock { $0 }?.join() }
+        for population in ending { population.thread.join() }
     }
 
-    private func run(_ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)]) {
+    private static func run(
+        _ rest: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)], unless isToEnd: WaitWord
+    ) {
         // What wakes it is about to stop the guest, and should not wait for a turn to end.
         HostThread.inShortTurns {
             for (mapping, file, start) in rest {
                 var next: Int? = start
                 while let position = next, isToEnd.load() == 0 {
                     let (time, used) = (monotonicNanoseconds(), HostThread.currentProcessorNanoseconds)
-                    next = PageTables.populate(mapping, of: file, from: position, until: time + Self.turnNanoseconds)
+                    next = PageTables.populate(mapping, of: file, from: position, until: time + turnNanoseconds)
                     let spent = HostThread.currentProcessorNanoseconds - used
                     let othersHad = monotonicNanoseconds() - time - spent
                     // A processor takes a thread that waits for another one only when it becomes idle.
                     isToEnd.wait(
                         while: 0,
-                        timeoutNanoseconds: othersHad > Self.othersNanosecondsMax ? 15 * spent : Self.restNanoseconds)
+                        timeoutNanoseconds: othersHad > othersNanosecondsMax ? 15 * spent : restNanoseconds)
                 }
             }
         }

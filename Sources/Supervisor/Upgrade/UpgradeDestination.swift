@@ -230,10 +230,8 @@ final class UpgradeDestination: HandoverReceiver {
             process: getpid(),
             stateByteCount: stateByteCount, ramByteCount: guest.ramBlocks.reduce(0) { $0 + $1.byteCount },
             sent: sentMemory, held: held, processorNanoseconds: processorNanoseconds + sentMemory.processorNanoseconds)
-        let processors = guest.machine.processorThreadIdentifiers.compactMap {
-            try? ProcessFiles.own.processor(ofThread: $0)
-        }
-        BackgroundPopulation.start(unpopulated, avoiding: processors)
+        BackgroundPopulation.start(
+            unpopulated, avoiding: ProcessFiles.own.processors(ofThreads: guest.machine.processorThreadIdentifiers))
         let runState: RunState = clockOffset != nil ? .running : description.runState
         loop.sync {
             supervisor.arrive(as: runState) {

@@ -166,7 +166,7 @@ final class UpgradeSource: HandoverSubject {
             sent.copiedByteCount = Int(memory.progress.ram.normalPages) * guestPageSize
             sent.processorNanoseconds = HostThread.currentProcessorNanoseconds - processorTimeAtStart
         } else {
-            // Since then this thread has not slept; the call would take longer than all of this.
+            // Since the rehearsal began this thread has not slept; the call would take longer than all of this.
             sent.processorNanoseconds = processorTimeBeforePause + monotonicNanoseconds() - rehearsalTime
         }
         return sent
