@@ -157,6 +157,11 @@ long shim_futex(uint32_t *word, int operation, uint32_t value, const struct time
 
 int shim_current_processor(void) { return sched_getcpu(); }
 
+int shim_processor_count(void) {
+    cpu_set_t processors;
+    return sched_getaffinity(0, sizeof processors, &processors) < 0 ? 1 : CPU_COUNT(&processors);
+}
+
 int shim_avoid_processors(const int *processors, int count, struct shim_processors *before) {
     _Static_assert(sizeof(cpu_set_t) <= sizeof *before, "all processors fit");
     cpu_set_t *all = (cpu_set_t *)before, others;
@@ -189,15 +194,37 @@ struct scheduling {
     uint64_t runtime, deadline, period;
 };
 
-uint64_t shim_set_turn(int thread, uint64_t nanoseconds) {
-    struct scheduling now = {.size = sizeof now};
-    if (syscall(SYS_sched_getattr, thread, &now, sizeof now, 0) < 0) return 0;
-    if (now.policy != SCHED_OTHER && now.policy != SCHED_BATCH) return 0;
-    uint64_t before = now.runtime;
-    if (before == 0) return 0;
-    now.size = sizeof now;
+_Static_assert(sizeof(struct scheduling) == sizeof(struct shim_scheduling), "one structure");
+
+static int set_scheduling(int thread, const struct scheduling *scheduling) {
+    return syscall(SYS_sched_setattr, thread, scheduling, 0) == 0;
+}
+
+// False unless the thread has ordinary priority.
+static int get_ordinary_scheduling(int thread, struct scheduling *now) {
+    if (syscall(SYS_sched_getattr, thread, now, sizeof *now, 0) < 0) return 0;
+    now->size = sizeof *now;
+    return now->policy == SCHED_OTHER || now->policy == SCHED_BATCH;
+}
+
+int shim_set_turn(int thread, uint64_t nanoseconds, struct shim_scheduling *before) {
+    struct scheduling now;
+    if (!get_ordinary_scheduling(thread, &now) || now.runtime == 0) return 0;
+    memcpy(before, &now, sizeof now);
     now.runtime = nanoseconds;
-    return syscall(SYS_sched_setattr, thread, &now, 0) < 0 ? 0 : before;
+    return set_scheduling(thread, &now);
+}
+
+int shim_set_urgent(int thread, unsigned priority, struct shim_scheduling *before) {
+    struct scheduling now;
+    if (before != NULL && !get_ordinary_scheduling(thread, &now)) return 0;
+    if (before != NULL) memcpy(before, &now, sizeof now);
+    struct scheduling urgent = {.size = sizeof urgent, .policy = SCHED_RR, .priority = priority};
+    return set_scheduling(thread, &urgent);
+}
+
+void shim_set_scheduling(int thread, const struct shim_scheduling *scheduling) {
+    set_scheduling(thread, (const struct scheduling *)scheduling);
 }
 
 int shim_thread_id(void) { return (int)syscall(SYS_gettid); }

@@ -99,42 +99,84 @@ package final class HostThread: Sendable {
         return try body()
     }
 
-    /// Runs `body` in the shortest turns on a processor that the kernel gives. Among threads that want one processor, one with short
-    /// turns gets it sooner when it wakes up, and gives up less when it yields: a whole turn, which else is of a millisecond or
-    /// more. Its share stays the same, and no privilege is needed. A kernel before 6.12 has turns of one length only. The
-    /// corresponding C function is `sched_setattr` with a `sched_runtime`.
+    /// How a thread gets a processor of the host while others want it.
+    package enum Haste: Sendable {
+        /// As it did.
+        case none
+        /// In the shortest turns that the kernel gives. Among threads that want one processor, one with short turns gets it sooner when it
+        /// wakes up, and gives up less when it yields: a whole turn, which else is of a millisecond or more. Its share stays the same, and
+        /// no privilege is needed. A kernel before 6.12 has turns of one length only. The corresponding C function is `sched_setattr`
+        /// with a `sched_runtime`.
+        case shortTurns
+        /// Before all threads of ordinary priority, which wait until it sleeps or is no longer urgent; those that are urgent too get their
+        /// turns when it yields. In ``shortTurns`` where that is not permitted: it takes CAP_SYS_NICE or a RLIMIT_RTPRIO. The
+        /// corresponding C function is `sched_setattr` with `SCHED_RR`.
+        case urgent
+        /// Before these too.
+        case mostUrgent
+
+        /// Nobody is urgent where the calling thread may run on one processor only, and would take it from whoever it waits for.
+        package var whereOthersHaveRoom: Haste { shim_processor_count() > 1 || self == .none ? self : .shortTurns }
+    }
+
+    /// Runs `body` in the shortest turns on a processor that the kernel gives: ``Haste/shortTurns``.
     package static func inShortTurns<Result, Failure: Error>(
         _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        let detour = Detour(inShortTurns: true)
+        let detour = Detour(haste: .shortTurns)
         defer { detour.end() }
         return try body()
     }
 
     /// A thread's other way of running for a while, which another thread may end when this one has better things to do.
     package struct Detour: Sendable {
-        private let thread = currentIdentifier
+        private let thread: CInt
         private var processors = shim_processors()
         private let isMoved: Bool
-        private let turn: UInt64
+        private var scheduling = shim_scheduling()
+        private let haste: Haste
 
         /// The calling thread keeps away from those processors of the host, if it may run elsewhere. None are none.
-        /// - Parameter inShortTurns: See ``HostThread/inShortTurns(_:)``.
-        package init(around avoided: [CInt] = [], inShortTurns: Bool = false) {
+        package init(around avoided: [CInt] = [], haste: Haste = .none) {
+            thread = currentIdentifier
             isMoved = unsafe shim_avoid_processors(avoided, CInt(avoided.count), &processors) != 0
-            turn = inShortTurns ? shim_set_turn(0, shortTurnNanoseconds) : 0
+            self.haste = Self.hasten(thread, haste, before: &scheduling)
         }
 
         /// The calling thread keeps to that processor of the host, if it may.
         package init(to processor: CInt) {
+            thread = currentIdentifier
             isMoved = unsafe shim_keep_to_processor(processor, &processors) != 0
-            turn = 0
+            haste = .none
         }
 
-        /// The thread may run where it might before, in turns as before.
+        /// Another thread of this process, by the kernel's number, is ``Haste/urgent``; nil where it cannot be.
+        package init?(hastening thread: CInt) {
+            self.thread = thread
+            isMoved = false
+            haste = .urgent
+            guard unsafe shim_set_urgent(thread, 1, &scheduling) != 0 else { return nil }
+        }
+
+        private static func hasten(_ thread: CInt, _ haste: Haste, before: inout shim_scheduling) -> Haste {
+            let priority: UInt32? =
+                switch haste {
+                case .none, .shortTurns: nil
+                case .urgent: 1
+                case .mostUrgent: 2
+                }
+            if let priority, unsafe shim_set_urgent(thread, priority, &before) != 0 { return haste }
+            guard haste != .none else { return .none }
+            return unsafe shim_set_turn(thread, shortTurnNanoseconds, &before) != 0 ? .shortTurns : .none
+        }
+
+        /// If it is urgent, it is most urgent from now on.
+        package func raise() { if haste == .urgent { unsafe _ = shim_set_urgent(thread, 2, nil) } }
+
+        /// The thread may run where it might before, and as before.
         package func end() {
             if isMoved { unsafe withUnsafePointer(to: processors) { unsafe shim_allow_processors(thread, $0) } }
-            if turn != 0 { _ = shim_set_turn(thread, turn) }
+            if haste != .none { unsafe withUnsafePointer(to: scheduling) { unsafe shim_set_scheduling(thread, $0) } }
         }
     }
 

@@ -253,6 +253,38 @@ struct UpgradeTests {
     }
 
     @Test(
+        "no thread stays urgent: not after a move, and not in the old process when its successor died",
+        arguments: [6, 8, 9])
+    func nobodyStaysUrgent(step: Int) throws {
+        let run = try MonitorRun()
+        let happened = run.directory.file("happened")
+        let guest = try run.start(
+            ["--firmware", Heartbeat.elf, "--memory", "64M", "--cpus", "2"],
+            fault: "destination:\(step):kill:\(happened)")
+        try guest.wait(for: "tick 1 ", seconds: 60)
+        try guest.type("1000d1s2000m")
+        func expectOrdinary(_ location: SourceLocation = #_sourceLocation) throws {
+            let pid = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
+            let directory = "/proc/\(pid.trimmingCharacters(in: .whitespacesAndNewlines))/task"
+            let threads = try FileManager.default.contentsOfDirectory(atPath: directory)
+            #expect(threads.count > 3, sourceLocation: location)
+            for thread in threads.compactMap({ pid_t($0) }) {
+                let policy = sched_getscheduler(thread)
+                // One may have ended meanwhile.
+                #expect(policy == SCHED_OTHER || policy < 0, "thread \(thread)", sourceLocation: location)
+            }
+        }
+        try expectOrdinary()
+        #expect(try run.command(["upgrade", "guest"]).end == .exited(status: 80))
+        try expectOrdinary()
+        for _ in 1...3 {
+            _ = try run.upgrade()
+            try expectOrdinary()
+        }
+        try guest.endWhole()
+    }
+
+    @Test(
         "the old process is killed after its offer: the new one runs the guest, with its console", arguments: [9, 11])
     func predecessorKilled(step: Int) throws {
         let run = try MonitorRun()

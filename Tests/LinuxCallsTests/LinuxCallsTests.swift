@@ -159,6 +159,65 @@ import Testing
         #expect(try turn() == before)
     }
 
+    @Test("a thread is urgent for a while where that is permitted, else has short turns, and afterwards is what it was")
+    func urgency() throws {
+        /// What sched_getattr(2) says of this thread: policy and priority, niceness and length of turns.
+        func scheduling() throws -> [String] {
+            let text = String(decoding: try FileNames.contents(of: "/proc/thread-self/sched"), as: UTF8.self)
+            return ["policy", "prio", "se.slice"].compactMap { name in
+                text.split(separator: "\n").first { $0.hasPrefix("\(name) ") }.map {
+                    String($0.split(separator: " ").last!)
+                }
+            }
+        }
+        func policy() throws -> String? { try scheduling().first }
+        let ordinary = "\(SCHED_OTHER)"
+        let before = try scheduling()
+        try #require(before.first == ordinary)
+        let detour = HostThread.Detour(haste: .urgent.whereOthersHaveRoom)
+        let during = try scheduling()
+        let isPermitted = during.first == "\(SCHED_RR)"
+        // Whoever may, is: as root that is a capability.
+        var limit = rlimit()
+        getrlimit(__rlimit_resource_t(14), &limit)  // RLIMIT_RTPRIO
+        let status = String(decoding: try FileNames.contents(of: "/proc/thread-self/status"), as: UTF8.self)
+        let capabilities = status.split(separator: "\n").first { $0.hasPrefix("CapEff:") }.flatMap {
+            UInt64($0.split(separator: "\t").last!, radix: 16)
+        }
+        let mayHasten = try #require(capabilities) & 1 << 23 != 0 || limit.rlim_cur > 0
+        if HostThread.Haste.urgent.whereOthersHaveRoom == .urgent { #expect(isPermitted == mayHasten) }
+        if isPermitted {
+            detour.raise()
+            #expect(try scheduling()[1] == "\(99 - 2)", "above those that are only urgent")
+        } else {
+            #expect(during.first == ordinary && during.last == (before.count == 3 ? "100000" : before.last))
+        }
+        detour.end()
+        #expect(try scheduling() == before)
+
+        // Another thread's.
+        let identifier = WaitWord()
+        let isToEnd = WaitWord()
+        let thread = try HostThread(name: "other") {
+            identifier.store(UInt32(HostThread.currentIdentifier))
+            while isToEnd.load() == 0 { isToEnd.wait(while: 0) }
+        }
+        identifier.wait(while: 0)
+        let other = CInt(identifier.load())
+        let hastened = HostThread.Detour(hastening: other)
+        #expect((hastened != nil) == mayHasten)
+        #expect(sched_getscheduler(other) == (mayHasten ? SCHED_RR : SCHED_OTHER))
+        hastened?.end()
+        #expect(sched_getscheduler(other) == SCHED_OTHER)
+        isToEnd.store(1)
+        thread.join()
+
+        // Whoever has one processor only would wait for those that it keeps from running.
+        let alone = HostThread.keeping(to: HostThread.currentProcessor) { HostThread.Haste.urgent.whereOthersHaveRoom }
+        #expect(alone == .shortTurns)
+        #expect(HostThread.Haste.none.whereOthersHaveRoom == .none)
+    }
+
     @Test("a thread keeps to a processor for a while, or away from some, and afterwards runs where it might")
     func keptToProcessor() throws {
         func allowed() throws -> String? {

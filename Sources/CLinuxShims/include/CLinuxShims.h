@@ -90,15 +90,25 @@ int shim_current_processor(void);
 struct shim_processors {
     unsigned long words[16];
 };
+/// On how many processors the calling thread may run.
+int shim_processor_count(void);
 /// Has the calling thread run on none of those processors, if there are others: true, and `before` says where it might run.
 int shim_avoid_processors(const int *processors, int count, struct shim_processors *before);
 /// Has the calling thread run on `processor` alone: true, and `before` says where it might run.
 int shim_keep_to_processor(int processor, struct shim_processors *before);
 /// Where a thread may run; 0 is the calling one.
 void shim_allow_processors(int thread, const struct shim_processors *processors);
-/// How long a thread's turns on a processor are from now on, in nanoseconds, and what they were; 0 when the kernel (before 6.12) or
-/// the thread's policy has none. Thread 0 is the calling one.
-uint64_t shim_set_turn(int thread, uint64_t nanoseconds);
+/// How a thread gets a processor, as sched_getattr(2) has it.
+struct shim_scheduling {
+    uint64_t words[6];
+};
+/// Has a thread run in turns of so many nanoseconds: true, and `before` says what it had. False when the kernel (before 6.12) or the
+/// thread's policy has no turns. Thread 0 is the calling one.
+int shim_set_turn(int thread, uint64_t nanoseconds, struct shim_scheduling *before);
+/// Has a thread get a processor before every thread of ordinary priority, and of a lower `priority` than this (1 to 99), by turns with its
+/// like: true, and `before` says what it had. False when it may not, or has no ordinary priority now. Thread 0 is the calling one.
+int shim_set_urgent(int thread, unsigned priority, struct shim_scheduling *before);
+void shim_set_scheduling(int thread, const struct shim_scheduling *scheduling);
 
 int shim_fcntl_int(int descriptor, int command, int argument);
 int shim_fcntl_lock(int descriptor, int command, struct flock *lock);

@@ -96,7 +96,8 @@ final class ProcessorGate: Sendable {
     private func awaitOpening(while seen: UInt32) -> Bool {
         guard expectation.withLock({ $0.signal != nil }) else { return false }
         // Where the opener runs it would only be woken when that sleeps.
-        let detour = HostThread.Detour(around: [openingProcessor.load(ordering: .relaxed)], inShortTurns: true)
+        let haste = HostThread.Haste.mostUrgent.whereOthersHaveRoom
+        let detour = HostThread.Detour(around: [openingProcessor.load(ordering: .relaxed)], haste: haste)
         let signal = expectation.withLock { expectation in
             let signal = expectation.signal.take()
             if signal != nil { expectation.detour = detour }

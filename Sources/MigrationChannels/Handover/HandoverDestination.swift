@@ -9,6 +9,8 @@ package protocol HandoverReceiver: AnyObject {
     func prepare(_ description: HandoverDescription) throws
     /// Takes over what the source suspended while the guest runs on there. Nothing outside may be touched.
     func adopt(_ control: HandoverState) throws
+    /// Whether the guest will stand still for no more than its state takes: its memory need not be received.
+    var isBrief: Bool { get }
     /// The source is about to pause the guest, and waits until this has returned; `offer` returns when it has offered it. The guest is to run
     /// soon after that. The calling thread is where it stays until then.
     /// - Returns: Whether another thread calls `offer`, at once.
@@ -26,6 +28,7 @@ package protocol HandoverReceiver: AnyObject {
 extension HandoverReceiver {
     /// Nothing but the guest itself.
     package func adopt(_ control: HandoverState) throws {}
+    package var isBrief: Bool { false }
     /// For a receiver whose version of the state has no parts.
     package func expect(_ offer: @escaping @Sendable () -> Void) -> Bool { false }
     package func load(part: HandoverPart) throws { try HandoverDestination.refusePart(part) }
@@ -57,6 +60,8 @@ package struct HandoverDestination {
     /// The frame that tells of the offer; the word itself may have been first.
     private var hasReadOffer = false
     private var phase = HandoverPhase.greeting
+    /// Of the thread that waits for the pause.
+    private var urgency: HostThread.Detour?
     package private(set) var times = HandoverTimes()
 
     package init(
@@ -104,12 +109,14 @@ package struct HandoverDestination {
     /// - Parameters:
     ///   - load: Gets what comes ahead of the state.
     ///   - expecting: Gets what waits for the offer, before the guest is paused.
+    ///   - isBrief: See ``HandoverReceiver/isBrief``. The calling thread is urgent from when it waits for the pause.
     package mutating func receiveState(
         part load: (HandoverPart) throws -> Void = refusePart,
-        expecting: (@escaping @Sendable () -> Void) -> Bool = { _ in false }
+        expecting: (@escaping @Sendable () -> Void) -> Bool = { _ in false }, isBrief: Bool = false
     ) throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
+        let haste = (isBrief ? HostThread.Haste.urgent : .none).whereOthersHaveRoom
         let frame = try HostThread.away(from: awaitSource()) { () throws(HandoverError) in
             if let word {
                 let arrivals = WaitWord()
@@ -118,9 +125,12 @@ package struct HandoverDestination {
                     word.awaitOffer()
                 }
                 if isExpected { _ = arrivals.stayAwake(while: 0, nanoseconds: HandoverFrame.awakeNanoseconds) }
+                urgency = HostThread.Detour(haste: haste)
                 word.tellReadiness()
             }
             var frame = try receive(isImminent: true)
+            // The processors stand still now. Until then they had to get past this thread, and now the source is not to.
+            urgency?.raise()
             while let part = try HandoverPart.take(frame) {
                 try asMachineError { try load(part) }
                 frame = try receive(isImminent: true)
@@ -201,7 +211,9 @@ package struct HandoverDestination {
     private mutating func takeOver(_ receiver: any HandoverReceiver) throws(HandoverError) -> TakeoverOutcome {
         let control = try receiveControl()
         try asMachineError { try receiver.adopt(control) }
-        let state = try receiveState(part: { try receiver.load(part: $0) }, expecting: receiver.expect)
+        defer { urgency?.end() }
+        let state = try receiveState(
+            part: { try receiver.load(part: $0) }, expecting: receiver.expect, isBrief: receiver.isBrief)
         try asMachineError { try receiver.load(state) }
         try claim()
         do { try receiver.run(times) } catch {

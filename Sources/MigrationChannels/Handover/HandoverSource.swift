@@ -9,6 +9,8 @@ package protocol HandoverSubject: AnyObject {
     func describe() throws -> HandoverDescription
     /// Suspends what the guest does not see, its monitor's clients, and writes that down. The guest runs on.
     func suspend() throws -> HandoverState
+    /// Whether the guest will stand still for no more than its state takes: its memory need not be sent.
+    var isBrief: Bool { get }
     /// Does what will have to be done while the guest stands still, with something else; the guest runs on. What a processor has just
     /// done it does faster.
     func rehearse()
@@ -32,6 +34,7 @@ package protocol HandoverSubject: AnyObject {
 
 extension HandoverSubject {
     package func meet(_ peer: HandoverPeer) throws {}
+    package var isBrief: Bool { false }
     package func rehearse() {}
     /// Nothing but the guest itself.
     package func suspend() throws -> HandoverState { HandoverState(bytes: []) }
@@ -155,6 +158,7 @@ package struct HandoverSource {
         BackgroundPopulation.endAll()
         var phase = HandoverPhase.greeting
         var isStopped = false
+        var urgency: HostThread.Detour?
         do throws(HandoverError) {
             let word = try OwnershipWord.made()
             try enter(.greeting, &phase)
@@ -172,6 +176,7 @@ package struct HandoverSource {
             times.ready = monotonicNanoseconds()
 
             try enter(.pausing, &phase)
+            if subject.isBrief { urgency = HostThread.Detour(haste: .urgent.whereOthersHaveRoom) }
             word.tellProcessor()
             word.awaitReadiness()
             subject.rehearse()
@@ -208,11 +213,13 @@ package struct HandoverSource {
                 if times.resumed == 0 { times.resumed = monotonicNanoseconds() }
             }
             atStep(.releasing)
+            urgency?.end()
             // The guest runs on the processor of the host that was this thread's: see `ProcessorGate.expectOpening`.
             HostThread.avoiding([HostThread.currentProcessor], subject.release)
             times.ended = monotonicNanoseconds()
             return .moved(times)
         } catch {
+            urgency?.end()
             var failure = error
             if failure.phase == nil { failure.phase = phase }
             guard isStopped else { return .stayed(failure) }

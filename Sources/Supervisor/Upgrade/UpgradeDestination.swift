@@ -157,6 +157,8 @@ final class UpgradeDestination: HandoverReceiver {
 
     var timeOfFirstInstruction: Int64? { clockOffset == nil ? nil : guest?.machine.timeOfFirstInstruction() }
 
+    var isBrief: Bool { memory == nil }
+
     func expect(_ offer: @escaping @Sendable () -> Void) -> Bool {
         guard let guest else { return false }
         let willRun = description?.runState == .running

@@ -26,6 +26,8 @@ final class UpgradeSource: HandoverSubject {
     private let processorTimeAtStart = HostThread.currentProcessorNanoseconds
     private var processorTimeBeforePause: Int64 = 0
     private var rehearsalTime: Int64 = 0
+    /// The processors' threads while the guest is about to stand still: to do so, each has to get a processor of the host.
+    private var urgency: [HostThread.Detour] = []
 
     /// - Parameter outOfMemoryPriority: What this process was before the hand-over, and the successor is to be after it.
     init(
@@ -119,12 +121,22 @@ final class UpgradeSource: HandoverSubject {
         return HandoverState(bytes: blobs.bytes, resources: resources)
     }
 
+    var isBrief: Bool { memory == nil }
+
     func rehearse() {
         // Not later: a thread whose turn is over is put behind others at its next system call, and before the processors are told to
         // stop these others are the guest's, for milliseconds.
         processorTimeBeforePause = HostThread.currentProcessorNanoseconds - processorTimeAtStart
         rehearsalTime = monotonicNanoseconds()
         try? rehearsal?.run()
+        if isBrief, HostThread.Haste.urgent.whereOthersHaveRoom == .urgent {
+            urgency = guest.machine.processorThreadIdentifiers.compactMap(HostThread.Detour.init(hastening:))
+        }
+    }
+
+    private func endUrgency() {
+        for detour in urgency { detour.end() }
+        urgency = []
     }
 
     /// No system call from the beginning until the processors are told to stop: see ``rehearse()``.
@@ -173,6 +185,7 @@ final class UpgradeSource: HandoverSubject {
     }
 
     func resume() throws {
+        endUrgency()
         try memory?.giveUp()
         if wasRunning { try guest.resume() }
         wasRunning = false
@@ -182,6 +195,7 @@ final class UpgradeSource: HandoverSubject {
     }
 
     func release() {
+        endUrgency()
         memory?.release()
         supervisor.loop.sync { self.supervisor.server.release() }
         let deadline = monotonicNanoseconds() + 1_000_000_000

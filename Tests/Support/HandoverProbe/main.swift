@@ -34,6 +34,7 @@ final class ScriptedGuest: HandoverSubject, HandoverReceiver, @unchecked Sendabl
 
     var shared: ProbeMemory { memory! }
     var hasMemory: Bool { memory != nil }
+    let isBrief = true
 
     func start() throws {
         // A lock of this process's own: taken while the guest runs here, given back by the kernel if we die.
