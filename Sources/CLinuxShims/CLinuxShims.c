@@ -196,6 +196,9 @@ struct scheduling {
 
 _Static_assert(sizeof(struct scheduling) == sizeof(struct shim_scheduling), "one structure");
 
+// SCHED_FLAG_RESET_ON_FORK of <linux/sched.h>: threads and processes that this one makes are ordinary.
+enum { for_itself_alone = 1 };
+
 static int set_scheduling(int thread, const struct scheduling *scheduling) {
     return syscall(SYS_sched_setattr, thread, scheduling, 0) == 0;
 }
@@ -212,6 +215,7 @@ int shim_set_turn(int thread, uint64_t nanoseconds, struct shim_scheduling *befo
     if (!get_ordinary_scheduling(thread, &now) || now.runtime == 0) return 0;
     memcpy(before, &now, sizeof now);
     now.runtime = nanoseconds;
+    now.flags |= for_itself_alone;
     return set_scheduling(thread, &now);
 }
 
@@ -219,12 +223,17 @@ int shim_set_urgent(int thread, unsigned priority, struct shim_scheduling *befor
     struct scheduling now;
     if (before != NULL && !get_ordinary_scheduling(thread, &now)) return 0;
     if (before != NULL) memcpy(before, &now, sizeof now);
-    struct scheduling urgent = {.size = sizeof urgent, .policy = SCHED_RR, .priority = priority};
+    struct scheduling urgent = {.size = sizeof urgent, .policy = SCHED_RR, .flags = for_itself_alone, .priority = priority};
     return set_scheduling(thread, &urgent);
 }
 
 void shim_set_scheduling(int thread, const struct shim_scheduling *scheduling) {
-    set_scheduling(thread, (const struct scheduling *)scheduling);
+    struct scheduling wanted;
+    memcpy(&wanted, scheduling, sizeof wanted);
+    if (set_scheduling(thread, &wanted)) return;
+    // Without CAP_SYS_NICE that flag stays.
+    wanted.flags |= for_itself_alone;
+    set_scheduling(thread, &wanted);
 }
 
 int shim_thread_id(void) { return (int)syscall(SYS_gettid); }

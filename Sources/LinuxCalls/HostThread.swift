@@ -99,7 +99,8 @@ package final class HostThread: Sendable {
         return try body()
     }
 
-    /// How a thread gets a processor of the host while others want it.
+    /// How a thread gets a processor of the host while others want it. Threads and processes that it makes meanwhile do not have that
+    /// from it.
     package enum Haste: Sendable {
         /// As it did.
         case none

@@ -258,11 +258,15 @@ struct UpgradeTests {
     func nobodyStaysUrgent(step: Int) throws {
         let run = try MonitorRun()
         let happened = run.directory.file("happened")
+        let image = run.directory.file("disk.img")
+        #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20)))
+        // Each device has a thread, which its successor makes when it goes on.
         let guest = try run.start(
-            ["--firmware", Heartbeat.elf, "--memory", "64M", "--cpus", "2"],
+            ["--firmware", Heartbeat.elf, "--memory", "64M", "--cpus", "2", "--disk", "path=\(image)"],
             fault: "destination:\(step):kill:\(happened)")
         try guest.wait(for: "tick 1 ", seconds: 60)
         try guest.type("1000d1s2000m")
+        var names: Set<String> = []
         func expectOrdinary(_ location: SourceLocation = #_sourceLocation) throws {
             let pid = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
             let directory = "/proc/\(pid.trimmingCharacters(in: .whitespacesAndNewlines))/task"
@@ -270,8 +274,11 @@ struct UpgradeTests {
             #expect(threads.count > 3, sourceLocation: location)
             for thread in threads.compactMap({ pid_t($0) }) {
                 let policy = sched_getscheduler(thread)
-                // One may have ended meanwhile.
-                #expect(policy == SCHED_OTHER || policy < 0, "thread \(thread)", sourceLocation: location)
+                let name = (try? String(contentsOfFile: "\(directory)/\(thread)/comm", encoding: .utf8)) ?? ""
+                names.insert(name)
+                // One may have ended meanwhile. Besides the policy it says whether made threads are ordinary.
+                #expect(
+                    policy < 0 || policy & 0xffff == SCHED_OTHER, "thread \(thread) \(name)", sourceLocation: location)
             }
         }
         try expectOrdinary()
@@ -281,6 +288,7 @@ struct UpgradeTests {
             _ = try run.upgrade()
             try expectOrdinary()
         }
+        #expect(names.contains { $0.hasPrefix("virtio") }, "\(names)")
         try guest.endWhole()
     }
 

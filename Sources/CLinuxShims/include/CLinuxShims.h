@@ -103,11 +103,13 @@ struct shim_scheduling {
     uint64_t words[6];
 };
 /// Has a thread run in turns of so many nanoseconds: true, and `before` says what it had. False when the kernel (before 6.12) or the
-/// thread's policy has no turns. Thread 0 is the calling one.
+/// thread's policy has no turns. Threads and processes that it makes do not have it from it. Thread 0 is the calling one.
 int shim_set_turn(int thread, uint64_t nanoseconds, struct shim_scheduling *before);
 /// Has a thread get a processor before every thread of ordinary priority, and of a lower `priority` than this (1 to 99), by turns with its
-/// like: true, and `before` says what it had. False when it may not, or has no ordinary priority now. Thread 0 is the calling one.
+/// like: true, and `before` says what it had. False when it may not, or has no ordinary priority now. Threads and processes that it makes do not have it from it. Thread 0 is the
+/// calling one.
 int shim_set_urgent(int thread, unsigned priority, struct shim_scheduling *before);
+/// A thread has a processor as it had before one of these two.
 void shim_set_scheduling(int thread, const struct shim_scheduling *scheduling);
 
 int shim_fcntl_int(int descriptor, int command, int argument);
