@@ -172,7 +172,7 @@ package final class HostThread: Sendable {
         }
 
         /// If it is urgent, it is most urgent from now on.
-        package func raise() { if haste == .urgent { unsafe _ = shim_set_urgent(thread, 2, nil) } }
+        package func raise() { if haste == .urgent { _ = shim_set_urgent(thread, 2, nil) } }
 
         /// The thread may run where it might before, and as before.
         package func end() {
