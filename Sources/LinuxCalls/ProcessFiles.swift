@@ -69,6 +69,11 @@ package struct ProcessFiles: Sendable {
         return fields.count > 37 ? CInt(fields[37]) : nil
     }
 
+    /// The kernel's numbers of its threads.
+    package func threads() throws(SystemCallError) -> [CInt] {
+        try FileNames.entries(of: "\(directory)/task").compactMap { CInt($0) }
+    }
+
     /// The processors on which those threads of it run, or ran last; without those that are gone.
     package func processors(ofThreads threads: [CInt]) -> [CInt] { threads.compactMap { try? processor(ofThread: $0) } }
 

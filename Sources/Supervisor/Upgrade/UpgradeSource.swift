@@ -26,7 +26,7 @@ final class UpgradeSource: HandoverSubject {
     private let processorTimeAtStart = HostThread.currentProcessorNanoseconds
     private var processorTimeBeforePause: Int64 = 0
     private var rehearsalTime: Int64 = 0
-    /// The processors' threads while the guest is about to stand still: to do so, each has to get a processor of the host.
+    /// The process's other threads while the guest is to stand still: to do so, each that runs has to get a processor of the host.
     private var urgency: [HostThread.Detour] = []
 
     /// - Parameter outOfMemoryPriority: What this process was before the hand-over, and the successor is to be after it.
@@ -127,11 +127,11 @@ final class UpgradeSource: HandoverSubject {
         // Not later: a thread whose turn is over is put behind others at its next system call, and before the processors are told to
         // stop these others are the guest's, for milliseconds.
         processorTimeBeforePause = HostThread.currentProcessorNanoseconds - processorTimeAtStart
+        let isUrgent = isBrief && HostThread.Haste.urgent.whereOthersHaveRoom == .urgent
+        let threads = isUrgent ? (try? ProcessFiles.own.threads()) ?? [] : []
         rehearsalTime = monotonicNanoseconds()
         try? rehearsal?.run()
-        if isBrief, HostThread.Haste.urgent.whereOthersHaveRoom == .urgent {
-            urgency = guest.machine.processorThreadIdentifiers.compactMap(HostThread.Detour.init(hastening:))
-        }
+        urgency = threads.compactMap(HostThread.Detour.init(hastening:))
     }
 
     private func endUrgency() {
