@@ -260,7 +260,7 @@ struct UpgradeTests {
         let happened = run.directory.file("happened")
         let image = run.directory.file("disk.img")
         #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20)))
-        // Each device has a thread, which its successor makes when it goes on.
+        // The disk has a thread of its own.
         let guest = try run.start(
             ["--firmware", Heartbeat.elf, "--memory", "64M", "--cpus", "2", "--disk", "path=\(image)"],
             fault: "destination:\(step):kill:\(happened)")

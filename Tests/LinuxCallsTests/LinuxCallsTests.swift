@@ -170,7 +170,6 @@ import Testing
                 }
             }
         }
-        func policy() throws -> String? { try scheduling().first }
         let ordinary = "\(SCHED_OTHER)"
         let before = try scheduling()
         try #require(before.first == ordinary)
@@ -187,13 +186,8 @@ import Testing
         let mayHasten = try #require(capabilities) & 1 << 23 != 0 || limit.rlim_cur > 0
         if HostThread.Haste.urgent.whereOthersHaveRoom == .urgent { #expect(isPermitted == mayHasten) }
         // Not that of threads that it makes.
-        let made = WaitWord()
-        let policyOfMade = WaitWord()
-        let child = try HostThread(name: "made") {
-            policyOfMade.store(UInt32(sched_getscheduler(0)))
-            made.store(1)
-        }
-        made.wait(while: 0, timeoutNanoseconds: 10_000_000_000)
+        let policyOfMade = WaitWord(.max)
+        let child = try HostThread(name: "made") { policyOfMade.store(UInt32(sched_getscheduler(0))) }
         child.join()
         #expect(policyOfMade.load() == SCHED_OTHER)
         if isPermitted {
@@ -212,7 +206,7 @@ import Testing
             identifier.store(UInt32(HostThread.currentIdentifier))
             while isToEnd.load() == 0 { isToEnd.wait(while: 0) }
         }
-        identifier.wait(while: 0)
+        identifier.sleep(while: 0, nanoseconds: 10_000_000_000)
         let other = CInt(identifier.load())
         let hastened = HostThread.Detour(hastening: other)
         #expect((hastened != nil) == mayHasten)
