@@ -82,7 +82,7 @@ extension CommandRewriter {
             return
         }
         result.clients.append(
-            CharacterClient(identifier: text.isOn("mux") ? "\(label)-base" : label, descriptor: client.descriptor))
+            CharacterClient(identifier: text.isOn("mux") ? "\(label)-base" : label, socket: client))
         result.notes.append("\(label): its client stays connected")
     }
 

@@ -33,16 +33,16 @@ package struct NewCommandLine: Hashable, Sendable {
 package struct CharacterClient: Hashable, Sendable {
     /// The character device's name in the new process.
     package var identifier: String
-    /// The connection's number in the old process.
-    package var descriptor: Int32
+    /// Its connection in the old process.
+    package var socket: OpenSocket
 
-    package init(identifier: String, descriptor: Int32) {
+    package init(identifier: String, socket: OpenSocket) {
         self.identifier = identifier
-        self.descriptor = descriptor
+        self.socket = socket
     }
 
     /// Its name in the new process's monitor.
-    var descriptorName: String { "sidestep-client-\(descriptor)" }
+    var descriptorName: String { "sidestep-client-\(socket.descriptor)" }
 }
 
 /// Makes the command line of a guest's next process from that of its present one. No I/O: facts in, words out.

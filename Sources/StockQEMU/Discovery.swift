@@ -179,22 +179,41 @@ package struct Discovery {
             if descriptor.target == "/dev/net/tun" {
                 let information = try process.information(on: descriptor.number)
                 if let name = information["iff"] { facts.taps[name, default: []].append(descriptor.number) }
-            } else if descriptor.target.hasPrefix("socket:"),
-                let copy = try? process.take(descriptor.number, from: processDescriptor),
-                let socket = SocketFacts(of: copy)
-            {
-                // The other end of our own connection is no client that anybody would miss.
-                if let peer = try? StreamSocket.peerCredentials(of: copy), peer.process == ProcessFiles.own.identifier,
-                    !socket.isListening
-                {
-                    continue
-                }
-                facts.sockets.append(
-                    OpenSocket(
-                        descriptor: descriptor.number, isListening: socket.isListening,
-                        local: socket.local?.description ?? "", peer: socket.peer?.description ?? ""))
+            } else if let socket = openSocket(descriptor) {
+                facts.sockets.append(socket)
             }
         }
+    }
+
+    /// What a descriptor is if it is a socket, but for the other end of our own connection: no client that anybody would miss.
+    private func openSocket(_ descriptor: ProcessFiles.Descriptor) -> OpenSocket? {
+        guard descriptor.target.hasPrefix("socket:"),
+            let copy = try? process.take(descriptor.number, from: processDescriptor),
+            let socket = SocketFacts(of: copy), let inode = try? copy.status().inode
+        else { return nil }
+        if !socket.isListening, let peer = try? StreamSocket.peerCredentials(of: copy),
+            peer.process == ProcessFiles.own.identifier
+        {
+            return nil
+        }
+        return OpenSocket(
+            descriptor: descriptor.number, isListening: socket.isListening, local: socket.local?.description ?? "",
+            peer: socket.peer?.description ?? "", inode: inode)
+    }
+
+    /// The connection of a character device's client: the one that was there when we looked, or, when that has been closed, the one
+    /// that came in its place. Nil when there is none.
+    func connection(of client: OpenSocket) -> OwnedDescriptor? {
+        func take(_ socket: OpenSocket) -> OwnedDescriptor? {
+            guard let taken = try? process.take(socket.descriptor, from: processDescriptor),
+                (try? taken.status().inode) == socket.inode
+            else { return nil }
+            return taken
+        }
+        if let same = take(client) { return same }
+        let descriptors = (try? process.descriptors()) ?? []
+        return descriptors.lazy.compactMap(openSocket).first { !$0.isListening && $0.local == client.local }
+            .flatMap(take)
     }
 
     private mutating func lookAtMemory() throws {

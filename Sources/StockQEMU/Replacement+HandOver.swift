@@ -26,7 +26,10 @@ extension Replacement {
         if plan.startsByItself { return [] }
         var orders: [Order] = []
         for client in plan.newCommandLine.clients {
-            let socket = try discovery.process.take(client.descriptor, from: discovery.processDescriptor)
+            guard let socket = discovery.connection(of: client.socket) else {
+                notes.append("\(client.identifier): its client has left")
+                continue
+            }
             _ = try destination.run("getfd", ["fdname": .string(client.descriptorName)], descriptors: [socket])
             orders.append(
                 Order(

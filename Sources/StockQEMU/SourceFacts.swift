@@ -56,9 +56,12 @@ package struct OpenSocket: Hashable, Sendable {
     /// `unix:/path` or `tcp:host:port`; empty for an unnamed end.
     package var local: String
     package var peer: String
+    /// Tells it from a later one with the same descriptor.
+    package var inode: UInt64
 
-    package init(descriptor: Int32, isListening: Bool, local: String, peer: String) {
+    package init(descriptor: Int32, isListening: Bool, local: String, peer: String, inode: UInt64 = 0) {
         self.descriptor = descriptor
+        self.inode = inode
         self.isListening = isListening
         self.local = local
         self.peer = peer

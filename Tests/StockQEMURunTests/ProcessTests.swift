@@ -116,6 +116,33 @@ struct ProcessTests {
         _ = try guest.monitor().run("quit")
     }
 
+    @Test(
+        "a client that leaves while the new process starts is no obstacle; one that comes instead stays connected",
+        arguments: [false, true])
+    func leaving(anotherComes: Bool) throws {
+        let guest = try guest(["-serial", "unix:\(directory.file("other")),server=on,wait=off"])
+        /// Waits until QEMU has so many connections there; one that nobody took yet has no inode.
+        func wait(forConnections count: Int) throws {
+            let taken = "grep -c '03 *[1-9][0-9]* \(directory.file("other"))' /proc/net/unix"
+            try HostTools.need("sh", ["-c", "until [ $(\(taken)) = \(count) ]; do sleep 0.02; done"], seconds: 30)
+        }
+        let client = try Console(directory.file("other"))
+        try wait(forConnections: 1)
+        let upgrade = try guest.stoppedUpgrade(at: "started", to: ten)
+        client.close()
+        try wait(forConnections: 0)
+        let another = anotherComes ? try Console(directory.file("other")) : nil
+        try wait(forConnections: anotherComes ? 1 : 0)
+        upgrade.process.signal(SIGCONT)
+        let answer = try guest.end(upgrade)
+        #expect(answer.isMoved, "\(answer.errors)")
+        #expect(answer.notes.contains("serial1: its client has left") == !anotherComes, "\(answer.notes)")
+        let devices = try guest.monitor().run("query-chardev").arrayValue ?? []
+        let other = devices.first { $0["label"]?.stringValue == "serial1" }?["filename"]?.stringValue
+        #expect(other?.hasPrefix("disconnected:") == !anotherComes, "\(other ?? "no serial1")")
+        #expect(try another?.isOpen() != false && guest.console.isOpen())
+    }
+
     @Test("libvirt's guests are refused unless told otherwise; a systemd service learns of its main process")
     func managers() throws {
         let place = directory.file("libvirt/qemu/domain")

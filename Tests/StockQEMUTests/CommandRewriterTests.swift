@@ -118,8 +118,8 @@ import Testing
         let new = try Self.rewrite(words, sockets: sockets)
         #expect(
             new.clients == [
-                CharacterClient(identifier: "serial0", descriptor: 20), .init(identifier: "m-base", descriptor: 23),
-                .init(identifier: "p", descriptor: 24),
+                CharacterClient(identifier: "serial0", socket: sockets[0]),
+                .init(identifier: "m-base", socket: sockets[3]), .init(identifier: "p", socket: sockets[4]),
             ])
         #expect(new.notes.count { $0.contains("must connect again") } == 2, "\(new.notes)")
         #expect(try Self.rewrite(words, strategy: .postcopy, sockets: sockets).clients.isEmpty)
@@ -179,7 +179,7 @@ import Testing
         let new = try Self.rewrite(
             ["-chardev", "socket,id=t,fd=5,server=on,wait=off", "-chardev", "socket,id=c,fd=6"], sockets: sockets)
         #expect(new.inherited[5] == 5 && new.inherited[6] == 6)
-        #expect(new.clients == [CharacterClient(identifier: "t", descriptor: 19)])
+        #expect(new.clients == [CharacterClient(identifier: "t", socket: sockets[1])])
         #expect(throws: UpgradeFailure.self) { try Self.rewrite(["-chardev", "socket,id=c,fd=7"], sockets: sockets) }
     }
 
