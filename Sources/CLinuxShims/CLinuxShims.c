@@ -162,6 +162,12 @@ int shim_processor_count(void) {
     return sched_getaffinity(0, sizeof processors, &processors) < 0 ? 1 : CPU_COUNT(&processors);
 }
 
+void shim_share_processors(int thread) {
+    cpu_set_t processors;
+    if (sched_getaffinity(0, sizeof processors, &processors) >= 0)
+        sched_setaffinity(thread, sizeof processors, &processors);
+}
+
 int shim_avoid_processors(const int *processors, int count, struct shim_processors *before) {
     _Static_assert(sizeof(cpu_set_t) <= sizeof *before, "all processors fit");
     cpu_set_t *all = (cpu_set_t *)before, others;
@@ -203,16 +209,19 @@ static int set_scheduling(int thread, const struct scheduling *scheduling) {
     return syscall(SYS_sched_setattr, thread, scheduling, 0) == 0;
 }
 
-// False unless the thread has ordinary priority.
-static int get_ordinary_scheduling(int thread, struct scheduling *now) {
+static int get_scheduling(int thread, struct scheduling *now) {
     if (syscall(SYS_sched_getattr, thread, now, sizeof *now, 0) < 0) return 0;
     now->size = sizeof *now;
-    return now->policy == SCHED_OTHER || now->policy == SCHED_BATCH;
+    return 1;
+}
+
+static int is_ordinary(const struct scheduling *scheduling) {
+    return scheduling->policy == SCHED_OTHER || scheduling->policy == SCHED_BATCH;
 }
 
 int shim_set_turn(int thread, uint64_t nanoseconds, struct shim_scheduling *before) {
     struct scheduling now;
-    if (!get_ordinary_scheduling(thread, &now) || now.runtime == 0) return 0;
+    if (!get_scheduling(thread, &now) || !is_ordinary(&now) || now.runtime == 0) return 0;
     memcpy(before, &now, sizeof now);
     now.runtime = nanoseconds;
     now.flags |= for_itself_alone;
@@ -221,8 +230,11 @@ int shim_set_turn(int thread, uint64_t nanoseconds, struct shim_scheduling *befo
 
 int shim_set_urgent(int thread, unsigned priority, struct shim_scheduling *before) {
     struct scheduling now;
-    if (before != NULL && !get_ordinary_scheduling(thread, &now)) return 0;
-    if (before != NULL) memcpy(before, &now, sizeof now);
+    if (!get_scheduling(thread, &now)) return 0;
+    // What somebody else has made urgent is left as it is.
+    int is_ours = now.policy == SCHED_RR && now.flags & for_itself_alone && now.priority < priority;
+    if (!is_ordinary(&now) && !is_ours) return 0;
+    memcpy(before, &now, sizeof now);
     struct scheduling urgent = {.size = sizeof urgent, .policy = SCHED_RR, .flags = for_itself_alone, .priority = priority};
     return set_scheduling(thread, &urgent);
 }

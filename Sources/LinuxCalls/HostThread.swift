@@ -60,6 +60,9 @@ package final class HostThread: Sendable {
     /// The kernel's number of the calling thread. The corresponding C function is `gettid`.
     package static var currentIdentifier: CInt { shim_thread_id() }
 
+    /// How many processors of the host the caller may run on. The corresponding C function is `sched_getaffinity`.
+    package static var processorCount: Int { Int(shim_processor_count()) }
+
     /// The processor of the host that runs the caller. The corresponding C function is `sched_getcpu`.
     package static var currentProcessor: CInt { shim_current_processor() }
 
@@ -99,6 +102,9 @@ package final class HostThread: Sendable {
         return try body()
     }
 
+    /// A thread of this or of another process may run where the caller may. The corresponding C function is `sched_setaffinity`.
+    package static func shareProcessors(withThread thread: CInt) { shim_share_processors(thread) }
+
     /// How a thread gets a processor of the host while others want it. Threads and processes that it makes meanwhile do not have that
     /// from it.
     package enum Haste: Sendable {
@@ -109,15 +115,28 @@ package final class HostThread: Sendable {
         /// no privilege is needed. A kernel before 6.12 has turns of one length only. The corresponding C function is `sched_setattr`
         /// with a `sched_runtime`.
         case shortTurns
-        /// Before all threads of ordinary priority, which wait until it sleeps or is no longer urgent; those that are urgent too get their
+        /// Before all threads of ordinary priority, which wait until it sleeps or is no longer preferred. Where that is not permitted it
+        /// is as ``urgent`` is then.
+        case preferred
+        /// Before these too, and before all threads of ordinary priority; those that are urgent too get their
         /// turns when it yields. In ``shortTurns`` where that is not permitted: it takes CAP_SYS_NICE or a RLIMIT_RTPRIO. The
         /// corresponding C function is `sched_setattr` with `SCHED_RR`.
         case urgent
         /// Before these too.
         case mostUrgent
 
+        /// Among threads with `SCHED_RR`; nil is none of them.
+        fileprivate var priority: UInt32? {
+            switch self {
+            case .none, .shortTurns: nil
+            case .preferred: 1
+            case .urgent: 2
+            case .mostUrgent: 3
+            }
+        }
+
         /// Nobody is urgent where the calling thread may run on one processor only, and would take it from whoever it waits for.
-        package var whereOthersHaveRoom: Haste { shim_processor_count() > 1 || self == .none ? self : .shortTurns }
+        package var whereOthersHaveRoom: Haste { processorCount > 1 || self == .none ? self : .shortTurns }
     }
 
     /// Runs `body` in the shortest turns on a processor that the kernel gives: ``Haste/shortTurns``.
@@ -151,28 +170,27 @@ package final class HostThread: Sendable {
             haste = .none
         }
 
-        /// Another thread of this process, by the kernel's number, is ``Haste/urgent``; nil where it cannot be.
-        package init?(hastening thread: CInt) {
+        /// Another thread of this process, by the kernel's number, is ``Haste/preferred`` or ``Haste/urgent``; nil where it cannot be.
+        package init?(hastening thread: CInt, _ haste: Haste) {
             self.thread = thread
+            self.haste = haste
             isMoved = false
-            haste = .urgent
-            guard unsafe shim_set_urgent(thread, 1, &scheduling) != 0 else { return nil }
+            guard let priority = haste.priority, unsafe shim_set_urgent(thread, priority, &scheduling) != 0 else {
+                return nil
+            }
         }
 
         private static func hasten(_ thread: CInt, _ haste: Haste, before: inout shim_scheduling) -> Haste {
-            let priority: UInt32? =
-                switch haste {
-                case .none, .shortTurns: nil
-                case .urgent: 1
-                case .mostUrgent: 2
-                }
-            if let priority, unsafe shim_set_urgent(thread, priority, &before) != 0 { return haste }
+            if let priority = haste.priority, unsafe shim_set_urgent(thread, priority, &before) != 0 { return haste }
             guard haste != .none else { return .none }
             return unsafe shim_set_turn(thread, shortTurnNanoseconds, &before) != 0 ? .shortTurns : .none
         }
 
         /// If it is urgent, it is most urgent from now on.
-        package func raise() { if haste == .urgent { _ = shim_set_urgent(thread, 2, nil) } }
+        package func raise() {
+            var urgent = shim_scheduling()
+            if haste == .urgent { _ = Self.hasten(thread, .mostUrgent, before: &urgent) }
+        }
 
         /// The thread may run where it might before, and as before.
         package func end() {

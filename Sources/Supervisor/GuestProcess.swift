@@ -47,8 +47,10 @@ package enum GuestProcess {
             let signals = try prepareProcess()
             let loop = try EventLoop(name: "monitor")
             let quitRequest = QuitRequest()
+            let predecessor = try? OwnedDescriptor.process(StreamSocket.peerCredentials(of: socket).process)
             let successor = UpgradeDestination(
-                loop: loop, program: program, quit: { quitRequest.request(bySignal: false) })
+                loop: loop, program: program, predecessor: predecessor,
+                quit: { quitRequest.request(bySignal: false) })
             var destination = HandoverDestination(
                 socket: socket, program: "\(Product.name) \(Product.version)",
                 channels: UpgradeChannel.allCases.filter { $0 != .auto }.map(\.rawValue),

@@ -254,26 +254,30 @@ struct UpgradeTests {
 
     @Test(
         "no thread stays urgent: not after a move, and not in the old process when its successor died",
-        arguments: [6, 8, 9])
-    func nobodyStaysUrgent(step: Int) throws {
+        arguments: [6, 8, 9], [1, 2])
+    func nobodyStaysUrgent(step: Int, harts: Int) throws {
         let run = try MonitorRun()
         let happened = run.directory.file("happened")
         let image = run.directory.file("disk.img")
         #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 1 << 20)))
         // The disk has a thread of its own.
         let guest = try run.start(
-            ["--firmware", Heartbeat.elf, "--memory", "64M", "--cpus", "2", "--disk", "path=\(image)"],
+            ["--firmware", Heartbeat.elf, "--memory", "64M", "--cpus", "\(harts)", "--disk", "path=\(image)"],
             fault: "destination:\(step):kill:\(happened)")
         try guest.wait(for: "tick 1 ", seconds: 60)
         try guest.type("1000d1s2000m")
         var names: Set<String> = []
         func expectOrdinary(_ location: SourceLocation = #_sourceLocation) throws {
-            let pid = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
-            let directory = "/proc/\(pid.trimmingCharacters(in: .whitespacesAndNewlines))/task"
+            let directory = "/proc/\(try runner(of: run))/task"
             let threads = try FileManager.default.contentsOfDirectory(atPath: directory)
             #expect(threads.count > 3, sourceLocation: location)
             for thread in threads.compactMap({ pid_t($0) }) {
-                let policy = sched_getscheduler(thread)
+                var policy = sched_getscheduler(thread)
+                // The guest's processors, and who ends that, are so for a while longer.
+                for _ in 0..<500 where policy >= 0 && policy & 0xffff != SCHED_OTHER {
+                    usleep(10_000)
+                    policy = sched_getscheduler(thread)
+                }
                 let name = (try? String(contentsOfFile: "\(directory)/\(thread)/comm", encoding: .utf8)) ?? ""
                 names.insert(name)
                 // One may have ended meanwhile. Besides the policy it says whether made threads are ordinary.
@@ -289,6 +293,98 @@ struct UpgradeTests {
             try expectOrdinary()
         }
         #expect(names.contains { $0.hasPrefix("virtio") }, "\(names)")
+        try guest.endWhole()
+    }
+
+    /// The process that has the guest.
+    private func runner(of run: MonitorRun) throws -> pid_t {
+        let text = try String(contentsOfFile: run.directory.path + "/sidestep/guest/pid", encoding: .utf8)
+        return try #require(pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+    }
+
+    /// The processes that it started.
+    private func children(of process: pid_t) throws -> [pid_t] {
+        try FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/task").flatMap { thread in
+            let text = try? String(contentsOfFile: "/proc/\(process)/task/\(thread)/children", encoding: .utf8)
+            return (text ?? "").split(separator: " ").compactMap { pid_t($0) }
+        }
+    }
+
+    /// A process's threads: for each its name, policy, priority and where it may run.
+    private func threads(of process: pid_t) throws -> [(name: String, policy: CInt, priority: CInt, processors: String)]
+    {
+        let directory = "/proc/\(process)/task"
+        return try FileManager.default.contentsOfDirectory(atPath: directory).compactMap { entry in
+            guard let thread = pid_t(entry),
+                let status = try? String(contentsOfFile: "\(directory)/\(entry)/status", encoding: .utf8)
+            else { return nil }
+            func field(_ name: String) -> String {
+                status.split(separator: "\n").first { $0.hasPrefix(name) }?.split(separator: "\t").last.map { "\($0)" }
+                    ?? ""
+            }
+            var parameters = sched_param()
+            sched_getparam(thread, &parameters)
+            return (
+                field("Name:"), sched_getscheduler(thread) & 0xffff, parameters.sched_priority,
+                field("Cpus_allowed_list:")
+            )
+        }
+    }
+
+    @Test("a guest's processors are preferred where the host has more; threads run where they might before")
+    func preferred() throws {
+        let run = try MonitorRun()
+        let mark = run.directory.file("stopped")
+        let guest = try run.start(["--firmware", Heartbeat.elf, "--memory", "64M"], fault: "source:1:stop:\(mark)")
+        try guest.wait(for: "tick 2 ", seconds: 60)
+        let process = try runner(of: run)
+        let before = try threads(of: process)
+        let asking = try RunningProgram(
+            Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: run.environment)
+        try HostTools.need(
+            "sh",
+            [
+                "-c",
+                "until [ -e \(mark) ] && grep -q '^State:[[:space:]]*T' /proc/\(process)/status; do sleep 0.02; done",
+            ], seconds: 30)
+        let own = HostThread.Detour(haste: .preferred.whereOthersHaveRoom)
+        let isPermitted = sched_getscheduler(0) & 0xffff == SCHED_RR
+        own.end()
+        let hart = try threads(of: process).filter { $0.name.hasPrefix("hart") }
+        #expect(
+            hart.map(\.policy) == [isPermitted ? SCHED_RR : SCHED_OTHER] && hart[0].priority == (isPermitted ? 1 : 0))
+        let successor = try #require(children(of: process).first)
+        #expect(try (threads(of: successor)[0].processors != before[0].processors) == isPermitted)
+        kill(process, SIGCONT)
+        #expect(try asking.waitForEnd(seconds: 60) == .exited(status: 0))
+        #expect(try runner(of: run) == successor)
+        for thread in try threads(of: successor) {
+            #expect(thread.processors == before[0].processors, "\(thread.name)")
+        }
+        try guest.endWhole()
+    }
+
+    @Test("a successor that hangs does not keep the guest's processors preferred")
+    func preferenceEnds() throws {
+        let run = try MonitorRun()
+        let mark = run.directory.file("stopped")
+        let guest = try run.start(
+            ["--firmware", Heartbeat.elf, "--memory", "64M"], fault: "destination:3:stop:\(mark)")
+        try guest.wait(for: "tick 2 ", seconds: 60)
+        let process = try runner(of: run)
+        let asking = try RunningProgram(
+            Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: run.environment)
+        try HostTools.need("sh", ["-c", "until [ -e \(mark) ]; do sleep 0.02; done"], seconds: 30)
+        var policies: [CInt] = []
+        for _ in 0..<500 {
+            policies = try threads(of: process).map(\.policy)
+            if policies.allSatisfy({ $0 == SCHED_OTHER }) { break }
+            usleep(10_000)
+        }
+        #expect(policies.allSatisfy { $0 == SCHED_OTHER })
+        #expect(asking.process.wait(timeoutMilliseconds: 0) == nil, "it waits for the successor")
+        kill(try #require(children(of: process).first), SIGKILL)
+        #expect(try asking.waitForEnd(seconds: 60) == .exited(status: 80))
         try guest.endWhole()
     }
 

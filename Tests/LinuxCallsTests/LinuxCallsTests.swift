@@ -192,7 +192,7 @@ import Testing
         #expect(policyOfMade.load() == SCHED_OTHER)
         if isPermitted {
             detour.raise()
-            #expect(try scheduling()[1] == "\(99 - 2)", "above those that are only urgent")
+            #expect(try scheduling()[1] == "\(99 - 3)", "above those that are only urgent")
         } else {
             #expect(during.first == ordinary && during.last == (before.count == 3 ? "100000" : before.last))
         }
@@ -208,10 +208,23 @@ import Testing
         }
         identifier.sleep(while: 0, nanoseconds: 10_000_000_000)
         let other = CInt(identifier.load())
-        let hastened = HostThread.Detour(hastening: other)
+        var seen: [CInt] = []
+        func look() {
+            var parameters = sched_param()
+            sched_getparam(other, &parameters)
+            seen += [sched_getscheduler(other) & 0xffff, parameters.sched_priority]
+        }
+        let preferred = HostThread.Detour(hastening: other, .preferred)
+        #expect((preferred != nil) == mayHasten)
+        look()
+        let hastened = HostThread.Detour(hastening: other, .urgent)
         #expect((hastened != nil) == mayHasten)
-        #expect(sched_getscheduler(other) & 0xffff == (mayHasten ? SCHED_RR : SCHED_OTHER))
+        look()
+        #expect(HostThread.Detour(hastening: other, .preferred) == nil || !mayHasten, "it is more than that")
         hastened?.end()
+        look()
+        preferred?.end()
+        #expect(seen == (mayHasten ? [SCHED_RR, 1, SCHED_RR, 2, SCHED_RR, 1] : [0, 0, 0, 0, 0, 0]))
         #expect(sched_getscheduler(other) == SCHED_OTHER)
         isToEnd.store(1)
         thread.join()
@@ -236,6 +249,22 @@ import Testing
         #expect(try HostThread.keeping(to: -1) { try allowed() } == before)
         #expect(try HostThread.avoiding([]) { try allowed() } == before)
         #expect(try HostThread.avoiding(Array(0...1023)) { try allowed() } == before, "there is no other")
+        // Another thread's, and for good.
+        let made = try HostThread.keeping(to: here) {
+            let identifier = WaitWord()
+            let isToEnd = WaitWord()
+            let thread = try HostThread(name: "made") {
+                identifier.store(UInt32(HostThread.currentIdentifier))
+                while isToEnd.load() == 0 { isToEnd.wait(while: 0) }
+            }
+            identifier.sleep(while: 0, nanoseconds: 10_000_000_000)
+            return (identifier: CInt(identifier.load()), end: isToEnd, thread: thread)
+        }
+        HostThread.shareProcessors(withThread: made.identifier)
+        let text = String(decoding: try FileNames.contents(of: "/proc/\(made.identifier)/status"), as: UTF8.self)
+        #expect(before != nil && text.split(separator: "\n").contains { $0 == before! })
+        made.end.store(1)
+        made.thread.join()
         let elsewhere = try HostThread.avoiding([here]) { (try allowed(), HostThread.currentProcessor) }
         if elsewhere.0 != before { #expect(elsewhere.1 != here) }
         #expect(try allowed() == before)

@@ -86,6 +86,8 @@ int shim_userfaultfd(int flags);
 long shim_futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout);
 int shim_thread_id(void);
 int shim_current_processor(void);
+/// A thread may run where the calling one may.
+void shim_share_processors(int thread);
 /// A set of processors, as sched_setaffinity(2) has it.
 struct shim_processors {
     unsigned long words[16];
@@ -106,8 +108,8 @@ struct shim_scheduling {
 /// thread's policy has no turns. Threads and processes that it makes do not have it from it. Thread 0 is the calling one.
 int shim_set_turn(int thread, uint64_t nanoseconds, struct shim_scheduling *before);
 /// Has a thread get a processor before every thread of ordinary priority, and of a lower `priority` than this (1 to 99), by turns with its
-/// like: true, and `before` says what it had. False when it may not, or has no ordinary priority now. Threads and processes that it makes do not have it from it. Thread 0 is the
-/// calling one.
+/// like: true, and `before` says what it had. False when it may not, or has neither ordinary priority now nor a lower one from this
+/// function. Threads and processes that it makes do not have it from it. Thread 0 is the calling one.
 int shim_set_urgent(int thread, unsigned priority, struct shim_scheduling *before);
 /// A thread has a processor as it had before one of these two.
 void shim_set_scheduling(int thread, const struct shim_scheduling *scheduling);

@@ -109,7 +109,7 @@ package struct HandoverDestination {
     /// - Parameters:
     ///   - load: Gets what comes ahead of the state.
     ///   - expecting: Gets what waits for the offer, before the guest is paused.
-    ///   - isBrief: See ``HandoverReceiver/isBrief``. The calling thread is urgent from when it waits for the pause.
+    ///   - isBrief: See ``HandoverReceiver/isBrief``. The calling thread is urgent from shortly before it waits for the pause.
     package mutating func receiveState(
         part load: (HandoverPart) throws -> Void = refusePart,
         expecting: (@escaping @Sendable () -> Void) -> Bool = { _ in false }, isBrief: Bool = false
@@ -117,7 +117,10 @@ package struct HandoverDestination {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
         let haste = (isBrief ? HostThread.Haste.urgent : .none).whereOthersHaveRoom
-        let frame = try HostThread.away(from: awaitSource()) { () throws(HandoverError) in
+        let place = awaitSource()
+        // Before it goes where the guest runs, whose processors may be preferred.
+        urgency = HostThread.Detour(haste: haste)
+        let frame = try HostThread.away(from: place) { () throws(HandoverError) in
             if let word {
                 let arrivals = WaitWord()
                 let isExpected = expecting {
@@ -125,7 +128,6 @@ package struct HandoverDestination {
                     word.awaitOffer()
                 }
                 if isExpected { _ = arrivals.stayAwake(while: 0, nanoseconds: HandoverFrame.awakeNanoseconds) }
-                urgency = HostThread.Detour(haste: haste)
                 word.tellReadiness()
             }
             var frame = try receive(isImminent: true)

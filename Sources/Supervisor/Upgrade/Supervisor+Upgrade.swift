@@ -10,6 +10,7 @@ struct UpgradeEquipment: Sendable {
     let guest: VirtGuest
     let backends: GuestBackends
     let keeper: ProcessKeeper?
+    let preference = ProcessorPreference()
     /// The file this process was started from.
     let program: String
 }
@@ -32,7 +33,10 @@ extension Supervisor {
             }
             do {
                 _ = try HostThread(name: "upgrade") { [self] in
-                    carryOut(request, equipment, failed: failed)
+                    carryOut(request, equipment) {
+                        equipment.preference.end()
+                        failed($0)
+                    }
                 }
             } catch { failed("no thread for the upgrade: \(error); the guest runs on, unharmed") }
         }
@@ -42,6 +46,13 @@ extension Supervisor {
     private func carryOut(
         _ request: UpgradeRequest, _ equipment: UpgradeEquipment, failed: @Sendable (String) -> Void
     ) {
+        let processors = equipment.guest.machine.processorThreadIdentifiers
+        if equipment.preference.isRested {
+            equipment.preference.begin(processors)
+            equipment.preference.limit()
+        } else {
+            equipment.preference.end()
+        }
         let program = request.binary ?? equipment.program
         let process: ChildProcess
         let socket: OwnedDescriptor
@@ -53,18 +64,24 @@ extension Supervisor {
         // than this one: it does not take one that is being started, and finds one's shared memory in use until that is quite gone.
         let priority = OutOfMemoryPriority.setLast()
         do {
-            (socket, process) = try HandoverSource.start(
-                path: program, name: Product.name,
-                outOfMemoryPriority: priority == nil ? nil : OutOfMemoryPriority.first,
-                // A service manager does not wait for a main process that was no child of its own when it was told of it:
-                // asked to stop the unit, systemd sends SIGKILL right behind SIGTERM.
-                isOrphan: ServiceManager.isPresent
-            ) { ["adopt", "\($0)"] }
+            // A process that is started goes where the fewest others wait, and would wait there for those that are preferred.
+            let taken = equipment.preference.isOn ? ProcessFiles.own.processors(ofThreads: processors) : []
+            (socket, process) = try HostThread.avoiding(taken) { () throws(SystemCallError) in
+                try HandoverSource.start(
+                    path: program, name: Product.name,
+                    outOfMemoryPriority: priority == nil ? nil : OutOfMemoryPriority.first,
+                    // A service manager does not wait for a main process that was no child of its own when it was told of it:
+                    // asked to stop the unit, systemd sends SIGKILL right behind SIGTERM.
+                    isOrphan: ServiceManager.isPresent
+                ) { ["adopt", "\($0)"] }
+            }
         } catch {
             if let priority { OutOfMemoryPriority.set(priority) }
             return failed("\(program) cannot be started: \(error); the guest runs on, unharmed")
         }
-        let source = UpgradeSource(self, equipment, request, room: room, outOfMemoryPriority: priority)
+        let source = UpgradeSource(
+            self, equipment, request, room: room, outOfMemoryPriority: priority,
+            successor: ProcessFiles(process.processIdentifier))
         let outcome = HandoverSource(
             socket: socket, destination: process.processDescriptor, atStep: HandoverFault.order(for: "source"),
             isCancelled: { self.isToEnd }

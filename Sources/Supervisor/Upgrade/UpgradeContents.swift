@@ -127,6 +127,8 @@ struct UpgradeDescription: Codable {
     var outOfMemoryPriority: Int?
     /// From version 2 on.
     var history: GuestHistory?
+    /// Whether the guest's processors are preferred: see ``ProcessorPreference``.
+    var isPreferred: Bool?
 
     static func decode(_ bytes: [UInt8]) throws(Refusal) -> UpgradeDescription {
         // The version first: the rest may have another shape.

@@ -31,16 +31,20 @@ final class UpgradeDestination: HandoverReceiver {
     /// Where the page tables are still to be filled.
     private var unpopulated: [(mapping: OwnedMapping, file: OwnedDescriptor, start: Int)] = []
     private let program: String
+    private let predecessor: OwnedDescriptor?
 
     /// How long page tables are filled before the guest moves. What is left is filled behind the running guest.
     private static let populatingNanoseconds: Int64 = 20_000_000
     /// Of that, how long others may have the processor. Where they want it all the time, most of the limit would be theirs.
     private static let yieldedNanosecondsMax: Int64 = 2_000_000
 
-    /// - Parameter quit: Somebody asked at the console for the guest's end.
-    init(loop: EventLoop, program: String, quit: @escaping @Sendable () -> Void) {
+    /// - Parameters:
+    ///   - predecessor: The process that hands the guest over.
+    ///   - quit: Somebody asked at the console for the guest's end.
+    init(loop: EventLoop, program: String, predecessor: OwnedDescriptor?, quit: @escaping @Sendable () -> Void) {
         self.loop = loop
         self.program = program
+        self.predecessor = predecessor
         self.quit = quit
     }
 
@@ -145,6 +149,9 @@ final class UpgradeDestination: HandoverReceiver {
         try rehearseLoading(guest.components)
         reader = SavedComponents.Reader(guest.components)
         reader?.take(ahead)
+        if description?.isPreferred == true {
+            supervisor.upgradeEquipment?.preference.begin(guest.machine.processorThreadIdentifiers)
+        }
     }
 
     /// Gives components the state that they have now as they will take the guest's: what that touches for the first time it touches now,
@@ -225,6 +232,7 @@ final class UpgradeDestination: HandoverReceiver {
     /// What can wait until the guest runs: the world learns who runs it, and the monitor's clients are served again.
     func settle(_ times: HandoverTimes) throws {
         guard let supervisor, let guest, let description else { return }
+        supervisor.upgradeEquipment?.preference.limit(to: predecessor)
         keeper?.becomeRunner()
         try? supervisor.directory.writeProcessIdentifier()
         let report = UpgradeReport(

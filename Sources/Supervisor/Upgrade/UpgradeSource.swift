@@ -13,6 +13,8 @@ final class UpgradeSource: HandoverSubject {
     private let guest: VirtGuest
     private let backends: GuestBackends
     private let keeper: ProcessKeeper?
+    private let preference: ProcessorPreference
+    private let successor: ProcessFiles
     private let request: UpgradeRequest
     private let room: UpgradeRoom
     private let outOfMemoryPriority: Int?
@@ -32,14 +34,16 @@ final class UpgradeSource: HandoverSubject {
     /// - Parameter outOfMemoryPriority: What this process was before the hand-over, and the successor is to be after it.
     init(
         _ supervisor: Supervisor, _ equipment: UpgradeEquipment, _ request: UpgradeRequest, room: UpgradeRoom,
-        outOfMemoryPriority: Int?
+        outOfMemoryPriority: Int?, successor: ProcessFiles
     ) {
+        self.successor = successor
         self.room = room
         self.outOfMemoryPriority = outOfMemoryPriority
         self.supervisor = supervisor
         guest = equipment.guest
         backends = equipment.backends
         keeper = equipment.keeper
+        preference = equipment.preference
         self.request = request
     }
 
@@ -53,6 +57,8 @@ final class UpgradeSource: HandoverSubject {
         stateVersion = try UpgradeStateVersion.common(with: peer.stateVersions, of: peer.program)
         plan = try UpgradePlan(
             request, blocks: guest.ramBlocks, peerChannels: peer.channels, splices: UpgradePlan.kernelSplices)
+        // Memory takes its time; and it is the guest that is to wait for whoever sends it.
+        if plan?.channel != .memfd { preference.end() }
     }
 
     /// Nil also of a guest that stood still before.
@@ -69,7 +75,7 @@ final class UpgradeSource: HandoverSubject {
             runState: runState,
             channel: plan.channel.rawValue, reason: plan.reason, strategy: plan.strategy?.rawValue,
             outOfMemoryPriority: outOfMemoryPriority,
-            history: stateVersion >= UpgradeStateVersion.withHistory ? history : nil)
+            history: stateVersion >= UpgradeStateVersion.withHistory ? history : nil, isPreferred: preference.isOn)
         var parcel = BackendParcel()
         for (name, handover) in try backends.handOverDisks() { parcel.add(name, handover) }
         var resources = [NamedDescriptor("run-directory", supervisor.directory.lock)]
@@ -101,6 +107,8 @@ final class UpgradeSource: HandoverSubject {
 
     func suspend() throws -> HandoverState {
         isSuspended = true
+        // It is complete, and may run where this process may. What is not permitted now was not permitted before.
+        for thread in (try? successor.threads()) ?? [] { HostThread.shareProcessors(withThread: thread) }
         rehearsal = try? UpgradeRehearsal(guest, backends: backends)
         let supervisor = supervisor
         let (monitor, resources) = try supervisor.loop.sync {
@@ -131,7 +139,8 @@ final class UpgradeSource: HandoverSubject {
         let threads = isUrgent ? (try? ProcessFiles.own.threads()) ?? [] : []
         rehearsalTime = monotonicNanoseconds()
         try? rehearsal?.run()
-        urgency = threads.compactMap(HostThread.Detour.init(hastening:))
+        preference.keep()
+        urgency = threads.compactMap { HostThread.Detour(hastening: $0, .urgent) }
     }
 
     private func endUrgency() {
