@@ -1,36 +1,70 @@
 import LinuxCalls
+import MonitorClient
+import QMPProtocol
 
-/// What is known of the program that takes over, from what it prints.
+/// What is known of the program that takes over, from what it says of itself: it is started without a machine, and asked.
 struct ProgramSurvey {
     private(set) var version = QEMUVersion(0, 0)
     private(set) var findings: [Finding] = []
 
+    private static let limitMilliseconds: Int64 = 10_000
+
     /// Asks the program for its version, machine types and devices.
     init(_ binary: String, for facts: SourceFacts) {
-        do throws(SystemCallError) {
-            let text = try HelpText.output(of: binary, ["-version"])
-            guard let match = text.firstMatch(of: /version (\d+)\.(\d+)\.(\d+)/), let major = Int(match.1),
-                let minor = Int(match.2), let micro = Int(match.3)
-            else {
+        do {
+            let (program, monitor) = try Self.start(binary)
+            defer {
+                program.kill()
+                _ = program.wait()
+            }
+            do throws(QMPConnection.Failure) {
+                try ask(QMPConnection(monitor, timeoutMilliseconds: Self.limitMilliseconds), binary, facts)
+            } catch {
                 findings.append(
-                    Finding(.fail, "program", "\(binary) does not say that it is QEMU: name one with --binary"))
+                    Finding(
+                        .fail, "program", "\(binary) does not say that it is QEMU (\(error)): name one with --binary"))
                 return
             }
-            version = QEMUVersion(major, minor, micro)
-            let machines = try HelpText.output(of: binary, ["-machine", "help"])
-            let has = machines.split(separator: "\n").contains {
-                $0.split(separator: " ").first.map(String.init) == facts.machineType
-            }
-            findings.append(
-                Finding(
-                    has ? .ok : .fail, "program",
-                    "\(binary), QEMU \(version)"
-                        + (has ? "" : ", has no machine type \(facts.machineType): take one that has it")))
-            if has { lookForDevices(try HelpText.output(of: binary, ["-device", "help"]), binary, facts) }
         } catch {
             findings.append(Finding(.fail, "program", "\(binary) cannot be run: \(error)"))
         }
         lookAtProcessor(facts)
+    }
+
+    /// A function of its own: the program's end of the monitor must not stay open here.
+    private static func start(_ binary: String) throws(SystemCallError) -> (ChildProcess, monitor: OwnedDescriptor) {
+        let (near, far) = try StreamSocket.pair()
+        let nothing = try OwnedDescriptor.open("/dev/null", flags: 2)
+        let monitor: CInt = 3
+        let arguments = [
+            "-M", "none", "-no-user-config", "-nodefaults", "-display", "none", "-chardev", "socket,id=m,fd=\(monitor)",
+            "-mon", "chardev=m,mode=control",
+        ]
+        let program = try ChildProcess(
+            path: binary, arguments: arguments, descriptors: [0: nothing, 1: nothing, 2: nothing, monitor: far])
+        return (program, near)
+    }
+
+    private mutating func ask(
+        _ monitor: QMPConnection, _ binary: String, _ facts: SourceFacts
+    ) throws(QMPConnection.Failure) {
+        let said = try monitor.run("query-version", timeoutMilliseconds: Self.limitMilliseconds)["qemu"]
+        guard let major = said?["major"]?.integerValue, let minor = said?["minor"]?.integerValue,
+            let micro = said?["micro"]?.integerValue
+        else { throw .notQMP }
+        version = QEMUVersion(Int(major), Int(minor), Int(micro))
+        let machines = try monitor.run("query-machines", timeoutMilliseconds: Self.limitMilliseconds).arrayValue ?? []
+        let has = machines.contains { $0["name"]?.stringValue == facts.machineType }
+        findings.append(
+            Finding(
+                has ? .ok : .fail, "program",
+                "\(binary), QEMU \(version)"
+                    + (has ? "" : ", has no machine type \(facts.machineType): take one that has it")))
+        guard has else { return }
+        // The one list that has the other names of devices as well. Without it the new process itself says what it lacks.
+        let listing = try? monitor.run(
+            "human-monitor-command", ["command-line": "device_add help"], timeoutMilliseconds: Self.limitMilliseconds)
+        lookForDevices(listing?.stringValue ?? "", binary, facts)
     }
 
     /// Lines are `name "virtio-blk-pci", bus PCI, alias "virtio-blk"`.
@@ -60,19 +94,8 @@ struct ProgramSurvey {
     }
 }
 
-/// What a program prints when it is asked for help.
+/// What a program prints.
 enum HelpText {
-    static func output(of program: String, _ arguments: [String]) throws(SystemCallError) -> String {
-        let (ours, theirs) = try OwnedDescriptor.pipe()
-        let nothing = try OwnedDescriptor.open("/dev/null", flags: 2)
-        var output: OwnedDescriptor? = theirs
-        let child = try ChildProcess(
-            path: program, arguments: arguments, descriptors: [0: nothing, 1: theirs, 2: theirs])
-        output = nil
-        _ = output
-        return collect(child, ours, seconds: 10)
-    }
-
     /// What a child writes until it ends or its time is over; then it is killed.
     static func collect(_ child: ChildProcess, _ pipe: OwnedDescriptor, seconds: Int) -> String {
         var bytes: [UInt8] = []

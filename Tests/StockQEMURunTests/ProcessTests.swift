@@ -123,7 +123,7 @@ struct ProcessTests {
         let guest = try guest(["-serial", "unix:\(directory.file("other")),server=on,wait=off"])
         /// Waits until QEMU has so many connections there; one that nobody took yet has no inode.
         func wait(forConnections count: Int) throws {
-            let taken = "grep -c '03 *[1-9][0-9]* \(directory.file("other"))' /proc/net/unix"
+            let taken = "grep -c ' 03  *[1-9][0-9]* \(directory.file("other"))' /proc/net/unix"
             try HostTools.need("sh", ["-c", "until [ $(\(taken)) = \(count) ]; do sleep 0.02; done"], seconds: 30)
         }
         let client = try Console(directory.file("other"))
