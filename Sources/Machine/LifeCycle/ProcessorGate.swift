@@ -29,7 +29,8 @@ final class ProcessorGate: Sendable {
         var detour: HostThread.Detour?
     }
 
-    private static let awakeNanoseconds: Int64 = 2_000_000
+    /// How long a thread stays awake for the gate to open. It takes a tenth of that; who needs longer, needs the processor more.
+    private static let awakeNanoseconds: Int64 = 300_000
     /// How long a thread that leaves its run is looked for before whoever waits sleeps.
     private static let lookingNanoseconds: Int64 = 200_000
 
