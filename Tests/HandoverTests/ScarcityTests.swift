@@ -270,13 +270,7 @@ struct ScarcityTests {
         let process = try guest.process
         let asking = try RunningProgram(
             Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: guest.run.environment)
-        try HostTools.need(
-            "sh",
-            [
-                "-c",
-                "until [ -e \(mark) ] && grep -q '^State:[[:space:]]*T' /proc/\(process)/status; do sleep 0.02; done",
-            ],
-            seconds: 30)
+        try MonitorRun.waitForStop(of: process, mark: mark)
         if let signal { kill(process, signal) }
         kill(process, SIGCONT)
         try then(guest, asking)

@@ -38,6 +38,12 @@ extension MonitorRun {
         try #require(result.end == .exited(status: 0), "\(result.errors)")
         return try JSONDecoder().decode(Report.self, from: Data(result.output.utf8))
     }
+
+    /// Waits until a guest's process has come to its fault, which makes `mark` and stops it.
+    static func waitForStop(of process: pid_t, mark: String) throws {
+        let isStopped = "grep -q '^State:[[:space:]]*T' /proc/\(process)/status"
+        try HostTools.need("sh", ["-c", "until [ -e \(mark) ] && \(isStopped); do sleep 0.02; done"], seconds: 30)
+    }
 }
 
 @Suite(
@@ -341,12 +347,7 @@ struct UpgradeTests {
         let before = try threads(of: process)
         let asking = try RunningProgram(
             Checkout.tool, ["upgrade", "guest"], name: "upgrade", environment: run.environment)
-        try HostTools.need(
-            "sh",
-            [
-                "-c",
-                "until [ -e \(mark) ] && grep -q '^State:[[:space:]]*T' /proc/\(process)/status; do sleep 0.02; done",
-            ], seconds: 30)
+        try MonitorRun.waitForStop(of: process, mark: mark)
         let own = HostThread.Detour(haste: .preferred.whereOthersHaveRoom)
         let isPermitted = sched_getscheduler(0) & 0xffff == SCHED_RR
         own.end()

@@ -200,14 +200,8 @@ import Testing
         #expect(try scheduling() == before)
 
         // Another thread's.
-        let identifier = WaitWord()
-        let isToEnd = WaitWord()
-        let thread = try HostThread(name: "other") {
-            identifier.store(UInt32(HostThread.currentIdentifier))
-            while isToEnd.load() == 0 { isToEnd.wait(while: 0) }
-        }
-        identifier.sleep(while: 0, nanoseconds: 10_000_000_000)
-        let other = CInt(identifier.load())
+        let sleeper = try Sleeper()
+        let other = sleeper.identifier
         var seen: [CInt] = []
         func look() {
             var parameters = sched_param()
@@ -226,8 +220,7 @@ import Testing
         preferred?.end()
         #expect(seen == (mayHasten ? [SCHED_RR, 1, SCHED_RR, 2, SCHED_RR, 1] : [0, 0, 0, 0, 0, 0]))
         #expect(sched_getscheduler(other) == SCHED_OTHER)
-        isToEnd.store(1)
-        thread.join()
+        sleeper.end()
 
         // Whoever has one processor only would wait for those that it keeps from running.
         let alone = HostThread.keeping(to: HostThread.currentProcessor) { HostThread.Haste.urgent.whereOthersHaveRoom }
@@ -250,21 +243,11 @@ import Testing
         #expect(try HostThread.avoiding([]) { try allowed() } == before)
         #expect(try HostThread.avoiding(Array(0...1023)) { try allowed() } == before, "there is no other")
         // Another thread's, and for good.
-        let made = try HostThread.keeping(to: here) {
-            let identifier = WaitWord()
-            let isToEnd = WaitWord()
-            let thread = try HostThread(name: "made") {
-                identifier.store(UInt32(HostThread.currentIdentifier))
-                while isToEnd.load() == 0 { isToEnd.wait(while: 0) }
-            }
-            identifier.sleep(while: 0, nanoseconds: 10_000_000_000)
-            return (identifier: CInt(identifier.load()), end: isToEnd, thread: thread)
-        }
+        let made = try HostThread.keeping(to: here) { try Sleeper() }
         HostThread.shareProcessors(withThread: made.identifier)
         let text = String(decoding: try FileNames.contents(of: "/proc/\(made.identifier)/status"), as: UTF8.self)
         #expect(before != nil && text.split(separator: "\n").contains { $0 == before! })
-        made.end.store(1)
-        made.thread.join()
+        made.end()
         let elsewhere = try HostThread.avoiding([here]) { (try allowed(), HostThread.currentProcessor) }
         if elsewhere.0 != before { #expect(elsewhere.1 != here) }
         #expect(try allowed() == before)
@@ -302,5 +285,28 @@ import Testing
         withExtendedLifetime(client) {}
         #expect(throws: SystemCallError.self) { try StreamSocket.connect(to: .unix(path: "/nonexistent/x")) }
         #expect(throws: SystemCallError.self) { try StreamSocket.listen(at: .unix(path: path)) }
+    }
+}
+
+/// A thread that sleeps until it is told to end.
+private struct Sleeper {
+    /// The kernel's number of it.
+    let identifier: CInt
+    private let thread: HostThread
+    private let isToEnd = WaitWord()
+
+    init() throws {
+        let known = WaitWord()
+        thread = try HostThread(name: "sleeper") { [isToEnd] in
+            known.store(UInt32(HostThread.currentIdentifier))
+            while isToEnd.load() == 0 { isToEnd.wait(while: 0) }
+        }
+        known.sleep(while: 0, nanoseconds: 10_000_000_000)
+        identifier = CInt(known.load())
+    }
+
+    func end() {
+        isToEnd.store(1)
+        thread.join()
     }
 }

@@ -30,8 +30,7 @@ final class ProcessorPreference: Sendable {
     /// These threads, by the kernel's numbers, have it from now on. They may be more urgent meanwhile, until they have it no more.
     func begin(_ threads: [CInt]) {
         end()
-        guard HostThread.Haste.preferred.whereOthersHaveRoom == .preferred, threads.count < HostThread.processorCount
-        else { return }
+        guard threads.count < HostThread.processorCount else { return }
         state.withLock { $0.detours = threads.compactMap { HostThread.Detour(hastening: $0, .preferred) } }
     }
 
