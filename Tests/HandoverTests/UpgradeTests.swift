@@ -354,6 +354,9 @@ struct UpgradeTests {
         let hart = try threads(of: process).filter { $0.name.hasPrefix("hart") }
         #expect(
             hart.map(\.policy) == [isPermitted ? SCHED_RR : SCHED_OTHER] && hart[0].priority == (isPermitted ? 1 : 0))
+        let limiting = try threads(of: process).filter { $0.name == "preference" }
+        #expect(limiting.map(\.priority) == (isPermitted ? [2] : []), "what ends it does not wait for it")
+        #expect(limiting.allSatisfy { $0.processors == before[0].processors })
         let successor = try #require(children(of: process).first)
         #expect(try (threads(of: successor)[0].processors != before[0].processors) == isPermitted)
         kill(process, SIGCONT)

@@ -46,12 +46,17 @@ extension Supervisor {
     private func carryOut(
         _ request: UpgradeRequest, _ equipment: UpgradeEquipment, failed: @Sendable (String) -> Void
     ) {
+        // Before it could stand still behind processors that are preferred, in the middle of something, and be waited for.
+        BackgroundPopulation.endAll()
         let processors = equipment.guest.machine.processorThreadIdentifiers
-        if equipment.preference.isRested {
-            equipment.preference.begin(processors)
-            equipment.preference.limit()
+        let taken = ProcessFiles.own.processors(ofThreads: processors)
+        let preference = equipment.preference
+        if preference.isSensible(forProcessors: processors.count) {
+            HostThread.avoiding(taken) { preference.prepare() }
+            preference.begin(processors)
+            preference.limit()
         } else {
-            equipment.preference.end()
+            preference.end()
         }
         let program = request.binary ?? equipment.program
         let process: ChildProcess
@@ -65,8 +70,7 @@ extension Supervisor {
         let priority = OutOfMemoryPriority.setLast()
         do {
             // A process that is started goes where the fewest others wait, and would wait there for those that are preferred.
-            let taken = equipment.preference.isOn ? ProcessFiles.own.processors(ofThreads: processors) : []
-            (socket, process) = try HostThread.avoiding(taken) { () throws(SystemCallError) in
+            (socket, process) = try HostThread.avoiding(preference.isOn ? taken : []) { () throws(SystemCallError) in
                 try HandoverSource.start(
                     path: program, name: Product.name,
                     outOfMemoryPriority: priority == nil ? nil : OutOfMemoryPriority.first,

@@ -115,8 +115,10 @@ final class UpgradeDestination: HandoverReceiver {
         let supervisor = try Supervisor(
             loop: loop, guest: guest, configuration: configuration, directory: directory,
             consoleDescription: description.consoleDescription, runState: .inmigrate)
-        supervisor.upgradeEquipment = UpgradeEquipment(
-            guest: guest, backends: backends, keeper: keeper, program: program)
+        let equipment = UpgradeEquipment(guest: guest, backends: backends, keeper: keeper, program: program)
+        // This process keeps away from the guest's processors until the source lets it go where it will.
+        if description.isPreferred == true { equipment.preference.prepare() }
+        supervisor.upgradeEquipment = equipment
         supervisor.history = description.history ?? GuestHistory(startedBy: nil)
         supervisor.history.moves += 1
         self.supervisor = supervisor
