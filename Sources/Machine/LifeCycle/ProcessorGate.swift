@@ -25,8 +25,8 @@ final class ProcessorGate: Sendable {
     private struct Expectation: Sendable {
         /// Returns when the gate is about to open; nil once a thread has it, and when it is open.
         var signal: (@Sendable () -> Void)?
-        /// Of that thread.
-        var detour: HostThread.Detour?
+        /// Of that thread, and before it of all that may have become that; to be ended from the last one on.
+        var detours: [HostThread.Detour] = []
     }
 
     /// How long a thread stays awake for the gate to open. It takes a tenth of that; who needs longer, needs the processor more.
@@ -87,9 +87,13 @@ final class ProcessorGate: Sendable {
 
     /// The gate will open right after `signal` returns: one thread calls it, and stays awake from then on. A processor of the host that
     /// sleeps takes tens of microseconds to wake up, and who opens the gate has no time to wake one.
-    func expectOpening(after signal: @escaping @Sendable () -> Void) {
+    /// - Parameter preferred: The threads here, by the kernel's numbers, if they are preferred: else that one would wait for others that are.
+    func expectOpening(preferred: [CInt], after signal: @escaping @Sendable () -> Void) {
         openingProcessor.store(HostThread.currentProcessor, ordering: .relaxed)
-        expectation.withLock { $0.signal = signal }
+        expectation.withLock {
+            $0.detours = preferred.compactMap { HostThread.Detour(hastening: $0, .urgent) }
+            $0.signal = signal
+        }
         openings.wakeOne()
     }
 
@@ -101,7 +105,7 @@ final class ProcessorGate: Sendable {
         let detour = HostThread.Detour(around: [openingProcessor.load(ordering: .relaxed)], haste: haste)
         let signal = expectation.withLock { expectation in
             let signal = expectation.signal.take()
-            if signal != nil { expectation.detour = detour }
+            if signal != nil { expectation.detours.append(detour) }
             return signal
         }
         guard let signal else {
@@ -116,11 +120,11 @@ final class ProcessorGate: Sendable {
 
     /// The opener does this, when the guest runs: it need not wait for that.
     private func endExpectation() {
-        let detour = expectation.withLock { expectation in
-            expectation.signal = nil
-            return expectation.detour.take()
+        let detours = expectation.withLock { expectation in
+            defer { expectation = Expectation() }
+            return expectation.detours
         }
-        detour?.end()
+        for detour in detours.reversed() { detour.end() }
     }
 
     func close() { closed.store(true, ordering: .sequentiallyConsistent) }

@@ -40,7 +40,10 @@ extension VirtMachine {
     package func timeOfFirstInstruction() -> Int64? { gate.timeOfFirstEntry() }
 
     /// ``resume()`` will follow right after `signal` returns, and is to be quick. ``timeOfFirstInstruction()`` is to be asked for after it.
-    package func expectResume(after signal: @escaping @Sendable () -> Void) { gate.expectOpening(after: signal) }
+    /// - Parameter isPreferred: Whether the processors' threads are ``HostThread/Haste/preferred``.
+    package func expectResume(isPreferred: Bool = false, after signal: @escaping @Sendable () -> Void) {
+        gate.expectOpening(preferred: isPreferred ? processorThreadIdentifiers : [], after: signal)
+    }
 
     /// Lets the guest run on from where it stands. No effect on a running guest.
     package func resume() throws(MachineError) {

@@ -147,13 +147,18 @@ package struct HandoverDestination {
 
     /// Waits until the source says which processor of the host it runs on, or sends something; not long. -1 when it did not say.
     private func awaitSource() -> CInt {
+        stayAwake { word in word.sourceProcessor == nil }
+        return word?.sourceProcessor ?? -1
+    }
+
+    /// While the word says so, and nothing comes; not long.
+    private func stayAwake(while condition: (OwnershipWord) -> Bool) {
         let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
-        while let word, word.sourceProcessor == nil, monotonicNanoseconds() < end,
+        while let word, condition(word), monotonicNanoseconds() < end,
             (try? socket.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 0)) == 0
         {
             sched_yield()
         }
-        return word?.sourceProcessor ?? -1
     }
 
     package static func refusePart(_: HandoverPart) throws {
@@ -165,6 +170,8 @@ package struct HandoverDestination {
     package mutating func claim() throws(HandoverError) {
         times.loaded = monotonicNanoseconds()
         enter(.claiming)
+        // The frame that tells of the offer comes after it, and whoever sends that may be behind the processor that the offer woke.
+        stayAwake { word in word.owner == .source }
         if owner != .offered {
             do throws(HandoverError) { _ = try receive(.offer, isImminent: true) } catch {
                 guard error.code == .peerGone else { throw error }

@@ -14,6 +14,8 @@ package protocol HandoverSubject: AnyObject {
     /// Does what will have to be done while the guest stands still, with something else; the guest runs on. What a processor has just
     /// done it does faster.
     func rehearse()
+    /// ``pause()`` comes next, at once.
+    func expectPause()
     /// Stops the guest: afterwards nothing of it runs or is in flight, and memory that does not cross by descriptor has
     /// crossed. What of that can be done while the guest runs is done before it is stopped.
     func pause() throws
@@ -36,6 +38,7 @@ extension HandoverSubject {
     package func meet(_ peer: HandoverPeer) throws {}
     package var isBrief: Bool { false }
     package func rehearse() {}
+    package func expectPause() {}
     /// Nothing but the guest itself.
     package func suspend() throws -> HandoverState { HandoverState(bytes: []) }
     package var pauseBegan: Int64? { nil }
@@ -177,9 +180,11 @@ package struct HandoverSource {
 
             try enter(.pausing, &phase)
             if subject.isBrief { urgency = HostThread.Detour(haste: .urgent.whereOthersHaveRoom) }
+            // Before the destination does the same on another processor: one of the two may be the guest's.
+            subject.rehearse()
             word.tellProcessor()
             word.awaitReadiness()
-            subject.rehearse()
+            subject.expectPause()
             times.pauseBegun = monotonicNanoseconds()
             try asMachineError { try subject.pause() }
             times.paused = monotonicNanoseconds()

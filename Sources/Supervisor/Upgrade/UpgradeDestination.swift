@@ -171,7 +171,10 @@ final class UpgradeDestination: HandoverReceiver {
     func expect(_ offer: @escaping @Sendable () -> Void) -> Bool {
         guard let guest else { return false }
         let willRun = description?.runState == .running
-        if willRun { guest.machine.expectResume(after: offer) }
+        if willRun {
+            let isPreferred = supervisor?.upgradeEquipment?.preference.isOn == true
+            guest.machine.expectResume(isPreferred: isPreferred, after: offer)
+        }
         // Once more what is sure to be part of the pause, for the caches of the processor that will do it.
         try? backends?.rehearseHandover()
         try? rehearseLoading(guest.components.filter { !$0.canGoAhead })

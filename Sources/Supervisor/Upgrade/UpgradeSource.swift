@@ -27,7 +27,8 @@ final class UpgradeSource: HandoverSubject {
     private var isSuspended = false
     private let processorTimeAtStart = HostThread.currentProcessorNanoseconds
     private var processorTimeBeforePause: Int64 = 0
-    private var rehearsalTime: Int64 = 0
+    private var timeBeforePause: Int64 = 0
+    private var threads: [CInt] = []
     /// The process's other threads while the guest is to stand still: to do so, each that runs has to get a processor of the host.
     private var urgency: [HostThread.Detour] = []
 
@@ -132,13 +133,16 @@ final class UpgradeSource: HandoverSubject {
     var isBrief: Bool { memory == nil }
 
     func rehearse() {
+        try? rehearsal?.run()
+        let isUrgent = isBrief && HostThread.Haste.urgent.whereOthersHaveRoom == .urgent
+        threads = isUrgent ? (try? ProcessFiles.own.threads()) ?? [] : []
+    }
+
+    func expectPause() {
         // Not later: a thread whose turn is over is put behind others at its next system call, and before the processors are told to
         // stop these others are the guest's, for milliseconds.
         processorTimeBeforePause = HostThread.currentProcessorNanoseconds - processorTimeAtStart
-        let isUrgent = isBrief && HostThread.Haste.urgent.whereOthersHaveRoom == .urgent
-        let threads = isUrgent ? (try? ProcessFiles.own.threads()) ?? [] : []
-        rehearsalTime = monotonicNanoseconds()
-        try? rehearsal?.run()
+        timeBeforePause = monotonicNanoseconds()
         preference.keep()
         urgency = threads.compactMap { HostThread.Detour(hastening: $0, .urgent) }
     }
@@ -148,7 +152,7 @@ final class UpgradeSource: HandoverSubject {
         urgency = []
     }
 
-    /// No system call from the beginning until the processors are told to stop: see ``rehearse()``.
+    /// No system call from the beginning until the processors are told to stop: see ``expectPause()``.
     func pause() throws {
         wasRunning = guest.isRunning
         guard let memory else { return try guest.pause() }
@@ -187,8 +191,8 @@ final class UpgradeSource: HandoverSubject {
             sent.copiedByteCount = Int(memory.progress.ram.normalPages) * guestPageSize
             sent.processorNanoseconds = HostThread.currentProcessorNanoseconds - processorTimeAtStart
         } else {
-            // Since the rehearsal began this thread has not slept; the call would take longer than all of this.
-            sent.processorNanoseconds = processorTimeBeforePause + monotonicNanoseconds() - rehearsalTime
+            // Since then this thread has not slept; the call would take longer than all of this.
+            sent.processorNanoseconds = processorTimeBeforePause + monotonicNanoseconds() - timeBeforePause
         }
         return sent
     }
