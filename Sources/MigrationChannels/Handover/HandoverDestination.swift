@@ -147,19 +147,20 @@ package struct HandoverDestination {
 
     /// Waits until the source says which processor of the host it runs on, or sends something; not long. -1 when it did not say.
     private func awaitSource() -> CInt {
-        stayAwake { word in word.sourceProcessor == nil }
+        let end = monotonicNanoseconds() + OwnershipWord.placeNanosecondsMax
+        while let word, word.sourceProcessor == nil, isNothingThere(before: end) {
+            word.awaitSourceProcessor(nanoseconds: Self.lookingNanoseconds)
+        }
         return word?.sourceProcessor ?? -1
     }
 
-    /// While the word says so, and nothing comes; not long.
-    private func stayAwake(while condition: (OwnershipWord) -> Bool) {
-        let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
-        while let word, condition(word), monotonicNanoseconds() < end,
-            (try? socket.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 0)) == 0
-        {
-            sched_yield()
-        }
+    private func isNothingThere(before end: Int64) -> Bool {
+        monotonicNanoseconds() < end
+            && (try? socket.waitUntilReady(for: Int16(POLLIN), timeoutMilliseconds: 0)) == 0
     }
+
+    /// How often who waits for the word looks whether something came.
+    private static let lookingNanoseconds: Int64 = 200_000
 
     package static func refusePart(_: HandoverPart) throws {
         throw HandoverError(.malformed, "a part of a state came that has no parts")
@@ -171,7 +172,8 @@ package struct HandoverDestination {
         times.loaded = monotonicNanoseconds()
         enter(.claiming)
         // The frame that tells of the offer comes after it, and whoever sends that may be behind the processor that the offer woke.
-        stayAwake { word in word.owner == .source }
+        let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
+        while owner == .source, isNothingThere(before: end) { sched_yield() }
         if owner != .offered {
             do throws(HandoverError) { _ = try receive(.offer, isImminent: true) } catch {
                 guard error.code == .peerGone else { throw error }

@@ -49,7 +49,8 @@ package final class OwnershipWord: Sendable {
     /// Cache lines of their own.
     private static let placeOffset = 64
     private static let readinessOffset = 128
-    private static let readinessNanosecondsMax: Int64 = 20_000_000
+    /// Longest that either side waits for the other to be in its place.
+    package static let placeNanosecondsMax: Int64 = 20_000_000
 
     /// The processor of the host that the source says it runs on; nil until it has.
     package var sourceProcessor: CInt? {
@@ -60,13 +61,16 @@ package final class OwnershipWord: Sendable {
     /// The source says which processor of the host the caller runs on.
     package func tellProcessor() { place.store(UInt32(clamping: HostThread.currentProcessor) + 1) }
 
+    /// The destination waits until the source says that, but not long: early programs never do.
+    package func awaitSourceProcessor(nanoseconds: Int64) { place.sleep(while: 0, nanoseconds: nanoseconds) }
+
     /// The destination has nothing more to do before the state comes.
     package func tellReadiness() { readiness.store(1) }
 
     /// The source waits until the destination has nothing more to do, but not long: early programs never say so.
     package func awaitReadiness() {
         // The guest runs: to stay awake for this would cost it more than it gains.
-        readiness.sleep(while: 0, nanoseconds: Self.readinessNanosecondsMax)
+        readiness.sleep(while: 0, nanoseconds: Self.placeNanosecondsMax)
     }
 
     /// What the word says; nil for a value that no side ever writes.
