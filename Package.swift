@@ -64,7 +64,7 @@ let package = Package(
         library("VirtioDevices", vocabulary + ["DeviceModel", "LinuxCalls"]),
         library("HostBackends", ["ComponentState", "DeviceModel", "LinuxCalls"]),
         library("ProcessorModel", vocabulary),
-        library("RISCVProcessor", vocabulary + ["ProcessorModel"], settings: engine),
+        library("RISCVProcessor", vocabulary + ["ProcessorModel", "LinuxCalls"], settings: engine),
         library(
             "Machine",
             vocabulary + [

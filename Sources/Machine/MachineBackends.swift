@@ -52,7 +52,7 @@ package struct ProcessorFactory: Sendable {
     package static func interpreter(isa: String?) throws(MachineError) -> ProcessorFactory {
         let configuration = try riscvConfiguration(isa: isa)
         return ProcessorFactory { count, memory, bus, clock in
-            RISCVHart.makeHarts(count: count, configuration: configuration, memory: memory, bus: bus, clock: clock)
+            try RISCVHart.makeHarts(count: count, configuration: configuration, memory: memory, bus: bus, clock: clock)
                 .map { MachineProcessor(processor: $0, components: $0.components) }
         }
     }

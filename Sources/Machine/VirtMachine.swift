@@ -130,6 +130,8 @@ package final class VirtMachine: Sendable {
         let made: [MachineProcessor]
         do {
             made = try processorFactory.make(hartCount, memory.memory, BusPort(Bus(windows)), clock)
+        } catch let error as SystemCallError {
+            throw .system(error)
         } catch { throw .configuration("\(error)") }
         precondition(made.count == hartCount, "the factory made another number of processors")
         processors = made.map(\.processor)

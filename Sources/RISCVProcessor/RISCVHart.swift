@@ -1,5 +1,6 @@
 package import GuestMemory
 package import GuestTime
+package import LinuxCalls
 package import ProcessorModel
 import Synchronization
 
@@ -18,6 +19,8 @@ package final class RISCVHart: Processor, @unchecked Sendable {
 
     /// Registers, scalars, translation caches; see ``Word``.
     let x: Words
+    /// What ``x`` lies in.
+    private let words: OwnedMapping
     let code: CodeStore
     let decoder: Decoder
     /// A lone ``OperationCode/leave``: where slow paths send the engine that must go back to ``run()``.
@@ -141,14 +144,15 @@ package final class RISCVHart: Processor, @unchecked Sendable {
 
     init(
         index: Int, configuration: RISCVConfiguration, map: SharedMemoryMap, bus: any ProcessorBus, clock: VirtualClock
-    ) {
+    ) throws(SystemCallError) {
         self.index = index
         self.configuration = configuration
         self.map = map
         self.bus = bus
         self.clock = clock
-        x = reserveMemory(byteCount: Word.count * 8).bindMemory(to: UInt64.self, capacity: Word.count)
-        code = CodeStore(guestPageCount: map.pageCount)
+        code = try CodeStore(guestPageCount: map.pageCount)
+        words = try OwnedMapping(byteCount: Word.count * 8)
+        x = words.base.bindMemory(to: UInt64.self, capacity: Word.count)
         decoder = Decoder(configuration.extensions)
         leaveOperation = .allocate(capacity: 1)
         leaveOperation.initialize(to: Operation(.leave))
@@ -163,7 +167,6 @@ package final class RISCVHart: Processor, @unchecked Sendable {
     }
 
     deinit {
-        unreserveMemory(x, byteCount: Word.count * 8)
         leaveOperation.deallocate()
         scratch.deallocate()
         used.deallocate()
@@ -172,13 +175,16 @@ package final class RISCVHart: Processor, @unchecked Sendable {
 
     /// Makes the harts of one machine; they share `memory` and know of each other. Sets the memory's code watch.
     /// Interrupt inputs are low, and each hart begins at ``resetVector`` in machine mode.
+    /// - Throws: The address space is too short for what they decode.
     package static func makeHarts(
         count: Int, configuration: RISCVConfiguration, memory: GuestMemory, bus: any ProcessorBus, clock: VirtualClock
-    ) -> [RISCVHart] {
+    ) throws(SystemCallError) -> [RISCVHart] {
         precondition(count >= 1 && count <= 8, "1 to 8 harts")
-        let map = SharedMemoryMap(memory: memory)
-        let harts = (0..<count).map {
-            RISCVHart(index: $0, configuration: configuration, map: map, bus: bus, clock: clock)
+        let map = try SharedMemoryMap(memory: memory)
+        var harts: [RISCVHart] = []
+        for index in 0..<count {
+            harts.append(
+                try RISCVHart(index: index, configuration: configuration, map: map, bus: bus, clock: clock))
         }
         map.setHarts(harts)
         memory.setCodeWatch { [weak map, harts = WeakHarts(harts)] region, pages in

@@ -113,6 +113,10 @@ struct ScarcityTests {
             #expect(
                 result.end == .exited(status: 80) && result.errors.contains("unharmed"), "\(what): \(result)",
                 sourceLocation: location)
+            // Too little to begin with is the loader's and the runtime's affair; later on it says why.
+            #expect(
+                !result.errors.contains("process ended") || result.errors.contains("greeting: "), "\(what): \(result)",
+                sourceLocation: location)
             return false
         }
 

@@ -1,4 +1,4 @@
-import Glibc
+import LinuxCalls
 
 /// What a hart knows of one page of guest RAM that it has decoded code from. Lives in raw memory, after it a table with
 /// one 32-bit index for each halfword of the page: the operation that a block entered there begins with, 0 for none.
@@ -28,14 +28,6 @@ extension UnsafeMutablePointer where Pointee == CodePage {
     @inline(__always) var address: UInt64 { UInt64(UInt(bitPattern: self)) }
 }
 
-/// Anonymous memory that costs nothing until it is touched.
-func reserveMemory(byteCount: Int) -> UnsafeMutableRawPointer {
-    let result = mmap(
-        nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    guard let result, result != MAP_FAILED else { preconditionFailure("no address space for \(byteCount) bytes") }
-    return result
-}
-
 /// The decoded code of one hart: operations, allocated upwards and only ever freed all at once, and the pages that say
 /// where blocks begin.
 ///
@@ -50,22 +42,20 @@ final class CodeStore {
     private(set) var pageCount = 0
     /// Handle of each page of guest RAM, plus one; 0 for none.
     private let handles: UnsafeMutablePointer<UInt32>
-    private let handleByteCount: Int
+    /// What the three lie in. It costs nothing until it is touched.
+    private let areas: [OwnedMapping]
 
-    init(guestPageCount: Int, capacity: Int = 4 << 20, pageCapacity: Int = 8192) {
+    /// - Throws: The address space is too short.
+    init(guestPageCount: Int, capacity: Int = 4 << 20, pageCapacity: Int = 8192) throws(SystemCallError) {
         self.capacity = capacity
         self.pageCapacity = pageCapacity
-        operations = reserveMemory(byteCount: capacity * MemoryLayout<Operation>.stride)
-            .assumingMemoryBound(to: Operation.self)
-        pages = reserveMemory(byteCount: pageCapacity * CodePage.byteCount)
-        handleByteCount = max(guestPageCount, 1) * 4
-        handles = reserveMemory(byteCount: handleByteCount).assumingMemoryBound(to: UInt32.self)
-    }
-
-    deinit {
-        munmap(operations, capacity * MemoryLayout<Operation>.stride)
-        munmap(pages, pageCapacity * CodePage.byteCount)
-        munmap(handles, handleByteCount)
+        let operationArea = try OwnedMapping(byteCount: capacity * MemoryLayout<Operation>.stride)
+        let pageArea = try OwnedMapping(byteCount: pageCapacity * CodePage.byteCount)
+        let handleArea = try OwnedMapping(byteCount: max(guestPageCount, 1) * 4)
+        operations = operationArea.base.assumingMemoryBound(to: Operation.self)
+        pages = pageArea.base
+        handles = handleArea.base.assumingMemoryBound(to: UInt32.self)
+        areas = [operationArea, pageArea, handleArea]
     }
 
     /// Room for `count` operations, or nil.
@@ -119,5 +109,3 @@ final class CodeStore {
         used = 2
     }
 }
-
-func unreserveMemory(_ pointer: UnsafeMutableRawPointer, byteCount: Int) { munmap(pointer, byteCount) }

@@ -1,4 +1,5 @@
 import GuestMemory
+import LinuxCalls
 import Synchronization
 
 /// What the harts of one machine share: where RAM is, which pages some hart has decoded code from, and which pages some
@@ -28,11 +29,16 @@ final class SharedMemoryMap: @unchecked Sendable {
     private let decoders: UnsafeMutablePointer<Atomic<UInt8>>
     /// For each page a bit for each hart that may have a fast write path to it.
     private let writers: UnsafeMutablePointer<Atomic<UInt8>>
+    /// What the two lie in.
+    private let areas: [OwnedMapping]
     private let settling = Atomic<Bool>(false)
     /// Fixed after ``RISCVHart/makeHarts(count:configuration:memory:bus:clock:)``. The harts own this object.
     private(set) var harts: [Unmanaged<RISCVHart>] = []
 
-    init(memory: GuestMemory) {
+    /// - Throws: The address space is too short.
+    init(memory: GuestMemory) throws(SystemCallError) {
+        let byteCount = memory.regions.reduce(1) { $0 + $1.block.pageCount }
+        areas = [try OwnedMapping(byteCount: byteCount), try OwnedMapping(byteCount: byteCount)]
         self.memory = memory
         regionCount = memory.regions.count
         regions = .allocate(capacity: max(regionCount, 1))
@@ -45,14 +51,12 @@ final class SharedMemoryMap: @unchecked Sendable {
             page += region.block.pageCount
         }
         pageCount = page
-        decoders = reserveMemory(byteCount: max(page, 1)).assumingMemoryBound(to: Atomic<UInt8>.self)
-        writers = reserveMemory(byteCount: max(page, 1)).assumingMemoryBound(to: Atomic<UInt8>.self)
+        decoders = areas[0].base.assumingMemoryBound(to: Atomic<UInt8>.self)
+        writers = areas[1].base.assumingMemoryBound(to: Atomic<UInt8>.self)
     }
 
     deinit {
         regions.deallocate()
-        unreserveMemory(decoders, byteCount: max(pageCount, 1))
-        unreserveMemory(writers, byteCount: max(pageCount, 1))
     }
 
     func setHarts(_ harts: [RISCVHart]) {

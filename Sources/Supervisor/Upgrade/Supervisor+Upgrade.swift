@@ -49,9 +49,10 @@ extension Supervisor {
         // Before it could stand still behind processors that are preferred, in the middle of something, and be waited for.
         BackgroundPopulation.endAll()
         let processors = equipment.guest.machine.processorThreadIdentifiers
-        let taken = ProcessFiles.own.processors(ofThreads: processors)
         let preference = equipment.preference
+        var taken: [CInt] = []
         if preference.isSensible(forProcessors: processors.count) {
+            taken = ProcessFiles.own.processors(ofThreads: processors)
             HostThread.avoiding(taken) { preference.prepare() }
             preference.begin(processors)
             preference.limit()

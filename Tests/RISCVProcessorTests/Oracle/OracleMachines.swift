@@ -69,7 +69,7 @@ enum HartMachine {
         let memory = GuestMemory(regions: [MemoryRegion(address: OracleRuntime.base, block: block)])
         let bus = Bus()
         let clock = VirtualClock()
-        let hart = RISCVHart.makeHarts(
+        let hart = try RISCVHart.makeHarts(
             count: 1, configuration: try RISCVConfiguration(isa: isa), memory: memory, bus: bus, clock: clock)[0]
         bus.attach(hart)
         hart.resetVector = OracleRuntime.base

@@ -54,7 +54,7 @@ final class TestMachine: @unchecked Sendable {
         ram = try RAMBlock(name: "ram", byteCount: byteCount, backend: .anonymous)
         memory = GuestMemory(regions: [MemoryRegion(address: Self.base, block: ram)])
         clock = VirtualClock(nanoseconds: nanoseconds)
-        harts = RISCVHart.makeHarts(
+        harts = try RISCVHart.makeHarts(
             count: count, configuration: try isa.map { try RISCVConfiguration(isa: $0) } ?? .standard, memory: memory,
             bus: bus, clock: clock)
         for hart in harts {
