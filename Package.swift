@@ -133,7 +133,9 @@ let package = Package(
         tests(
             "RISCVProcessorTests",
             vocabulary + ["RISCVProcessor", "ProcessorModel", "MigrationStream", "CFloatOracle", "LinuxCalls"]),
-        tests("MachineTests", vocabulary + ["Machine", "DeviceModel", "MigrationStream", "ProcessTestKit"]),
+        tests(
+            "MachineTests",
+            vocabulary + ["Machine", "DeviceModel", "MigrationStream", "ProcessTestKit", "LinuxCalls"]),
         tests("MigrationStreamTests", ["MigrationStream"], resources: [.copy("Corpus")]),
         tests(
             "MigrationEngineTests",

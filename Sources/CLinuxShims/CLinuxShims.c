@@ -178,13 +178,13 @@ int shim_avoid_processors(const int *processors, int count, struct shim_processo
     return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
 }
 
-int shim_keep_to_processor(int processor, struct shim_processors *before) {
+int shim_keep_to_processor(int thread, int processor, struct shim_processors *before) {
     cpu_set_t *all = (cpu_set_t *)before, one;
-    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof *all, all) < 0) return 0;
+    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(thread, sizeof *all, all) < 0) return 0;
     if (!CPU_ISSET(processor, all)) return 0;
     CPU_ZERO(&one);
     CPU_SET(processor, &one);
-    return sched_setaffinity(0, sizeof one, &one) == 0;
+    return sched_setaffinity(thread, sizeof one, &one) == 0;
 }
 
 void shim_allow_processors(int thread, const struct shim_processors *processors) {

@@ -150,9 +150,11 @@ package final class HostThread: Sendable {
 
     /// A thread's other way of running for a while, which another thread may end when this one has better things to do.
     package struct Detour: Sendable {
-        private let thread: CInt
+        /// The kernel's number of the thread.
+        package let thread: CInt
         private var processors = shim_processors()
-        private let isMoved: Bool
+        /// It runs on fewer processors of the host than it might.
+        package let isMoved: Bool
         private var scheduling = shim_scheduling()
         private let haste: Haste
 
@@ -163,11 +165,11 @@ package final class HostThread: Sendable {
             self.haste = Self.hasten(thread, haste, before: &scheduling)
         }
 
-        /// The calling thread keeps to that processor of the host, if it may.
-        package init(to processor: CInt) {
-            thread = currentIdentifier
-            isMoved = unsafe shim_keep_to_processor(processor, &processors) != 0
-            haste = .none
+        /// A thread of this process, by the kernel's number, keeps to that processor of the host, if it may; nil is the calling one.
+        package init(of thread: CInt? = nil, to processor: CInt, haste: Haste = .none) {
+            self.thread = thread ?? currentIdentifier
+            isMoved = unsafe shim_keep_to_processor(self.thread, processor, &processors) != 0
+            self.haste = Self.hasten(self.thread, haste, before: &scheduling)
         }
 
         /// Another thread of this process, by the kernel's number, is ``Haste/preferred`` or ``Haste/urgent``; nil where it cannot be.
@@ -184,12 +186,6 @@ package final class HostThread: Sendable {
             if let priority = haste.priority, unsafe shim_set_urgent(thread, priority, &before) != 0 { return haste }
             guard haste != .none else { return .none }
             return unsafe shim_set_turn(thread, shortTurnNanoseconds, &before) != 0 ? .shortTurns : .none
-        }
-
-        /// If it is urgent, it is most urgent from now on.
-        package func raise() {
-            var urgent = shim_scheduling()
-            if haste == .urgent { _ = Self.hasten(thread, .mostUrgent, before: &urgent) }
         }
 
         /// The thread may run where it might before, and as before.

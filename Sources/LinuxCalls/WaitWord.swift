@@ -74,21 +74,7 @@ import SystemPackage
         }
     }
 
-    /// Stays awake while the word is `value`, at most so long; whoever else wants the processor of the host gets it.
-    /// - Returns: Whether the word is another one now.
-    package func stayAwake(while value: UInt32, nanoseconds: Int64) -> Bool {
-        let end = monotonicNanoseconds() + nanoseconds
-        while load() == value {
-            sched_yield()
-            if monotonicNanoseconds() >= end { return load() != value }
-        }
-        return true
-    }
-
     package func wakeAll() { wake(.max) }
-
-    /// Wakes one sleeper, if there is one, for no reason that the word shows.
-    package func wakeOne() { wake(1) }
 
     private func wake(_ count: Int32) {
         let pointer = unsafe UnsafeMutableRawPointer(word).assumingMemoryBound(to: UInt32.self)

@@ -191,8 +191,9 @@ import Testing
         child.join()
         #expect(policyOfMade.load() == SCHED_OTHER)
         if isPermitted {
-            detour.raise()
-            #expect(try scheduling()[1] == "\(99 - 3)", "above those that are only urgent")
+            let more = HostThread.Detour(to: HostThread.currentProcessor, haste: .mostUrgent)
+            #expect(try more.isMoved && scheduling()[1] == "\(99 - 3)", "above those that are only urgent")
+            more.end()
         } else {
             #expect(during.first == ordinary && during.last == (before.count == 3 ? "100000" : before.last))
         }
@@ -230,10 +231,12 @@ import Testing
 
     @Test("a thread keeps to a processor for a while, or away from some, and afterwards runs where it might")
     func keptToProcessor() throws {
-        func allowed() throws -> String? {
-            let text = String(decoding: try FileNames.contents(of: "/proc/thread-self/status"), as: UTF8.self)
+        func list(_ status: String) throws -> String? {
+            let text = String(decoding: try FileNames.contents(of: status), as: UTF8.self)
             return text.split(separator: "\n").first { $0.hasPrefix("Cpus_allowed_list:") }.map(String.init)
         }
+        func allowed() throws -> String? { try list("/proc/thread-self/status") }
+        func allowedElsewhere(_ thread: CInt) throws -> String? { try list("/proc/\(thread)/status") }
         let before = try allowed()
         let here = HostThread.currentProcessor
         let inside = try HostThread.keeping(to: here) { (try allowed(), HostThread.currentProcessor) }
@@ -242,7 +245,15 @@ import Testing
         #expect(try HostThread.keeping(to: -1) { try allowed() } == before)
         #expect(try HostThread.avoiding([]) { try allowed() } == before)
         #expect(try HostThread.avoiding(Array(0...1023)) { try allowed() } == before, "there is no other")
-        // Another thread's, and for good.
+        // Another thread's, for a while.
+        let kept = try Sleeper()
+        let own = try allowedElsewhere(kept.identifier)
+        let detour = HostThread.Detour(of: kept.identifier, to: here)
+        #expect(try detour.isMoved && allowedElsewhere(kept.identifier)?.hasSuffix("\t\(here)") == true)
+        detour.end()
+        #expect(try allowedElsewhere(kept.identifier) == own && allowed() == before)
+        kept.end()
+        // And for good.
         let made = try HostThread.keeping(to: here) { try Sleeper() }
         HostThread.shareProcessors(withThread: made.identifier)
         let text = String(decoding: try FileNames.contents(of: "/proc/\(made.identifier)/status"), as: UTF8.self)

@@ -2,6 +2,7 @@ import ComponentState
 import DeviceModel
 import Glibc
 import GuestTime
+import LinuxCalls
 import Machine
 import ProcessorModel
 import Synchronization
@@ -67,30 +68,43 @@ import Testing
         waitUntil("every thread has a number") { machine.processorThreadIdentifiers.allSatisfy { $0 != 0 } }
         let before = machine.processorThreadIdentifiers.map(allowedProcessors)
         #expect(!before.contains(""))
+        let isAlone = HostThread.processorCount == 1
         for round in 0..<40 {
-            try machine.pause()
-            let offer = Offer()
-            machine.expectResume(after: offer.wait)
-            // Also where nobody has come to wait yet.
-            if round % 4 != 0 { waitUntil("one waits") { offer.waiters.load(ordering: .relaxed) == 1 } }
-            if round % 2 == 0 { offer.isMade.store(true, ordering: .releasing) }
+            // Also where nobody waits: a processor that comes by ends what was arranged for it.
+            if round % 4 != 0 { try machine.pause() }
+            machine.expectResume(on: HostThread.currentProcessor)
+            if round % 4 != 0, !isAlone {
+                let kept = machine.processorThreadIdentifiers.map(allowedProcessors)
+                #expect(kept != before, "they keep to that processor")
+            }
             try machine.resume()
-            offer.isMade.store(true, ordering: .releasing)
             _ = machine.timeOfFirstInstruction()
-            #expect(offer.waiters.load(ordering: .relaxed) <= 1)
-            waitUntil("all run where they might") {
+            waitUntil("all run where they might, and as ordinary threads") {
                 machine.processorThreadIdentifiers.map(allowedProcessors) == before
+                    && machine.processorThreadIdentifiers.allSatisfy { sched_getscheduler($0) & 0xffff == SCHED_OTHER }
             }
         }
     }
 
-    private final class Offer: Sendable {
-        let isMade = Atomic<Bool>(false)
-        let waiters = Atomic<Int>(0)
-
-        @Sendable func wait() {
-            waiters.add(1, ordering: .relaxed)
-            while !isMade.load(ordering: .acquiring) { sched_yield() }
+    @Test("processors that are busy from the beginning leave the processor to whoever opened the gate")
+    func busyAfterExpected() throws {
+        let isOver = Atomic<Bool>(false)
+        let machine = try machine(harts: 2) { _ in
+            while !isOver.load(ordering: .relaxed) {}
+            return .kicked
+        }
+        defer {
+            isOver.store(true, ordering: .relaxed)
+            machine.shutDown()
+        }
+        waitUntil("every thread has a number") { machine.processorThreadIdentifiers.allSatisfy { $0 != 0 } }
+        try HostThread.keeping(to: HostThread.currentProcessor) {
+            machine.expectResume(on: HostThread.currentProcessor)
+            try machine.start()
+            _ = machine.timeOfFirstInstruction()
+        }
+        waitUntil("all are ordinary threads") {
+            machine.processorThreadIdentifiers.allSatisfy { sched_getscheduler($0) & 0xffff == SCHED_OTHER }
         }
     }
 

@@ -97,7 +97,7 @@ int shim_processor_count(void);
 /// Has the calling thread run on none of those processors, if there are others: true, and `before` says where it might run.
 int shim_avoid_processors(const int *processors, int count, struct shim_processors *before);
 /// Has the calling thread run on `processor` alone: true, and `before` says where it might run.
-int shim_keep_to_processor(int processor, struct shim_processors *before);
+int shim_keep_to_processor(int thread, int processor, struct shim_processors *before);
 /// Where a thread may run; 0 is the calling one.
 void shim_allow_processors(int thread, const struct shim_processors *processors);
 /// How a thread gets a processor, as sched_getattr(2) has it.

@@ -18,19 +18,10 @@ final class ProcessorGate: Sendable {
     private let entries = WaitWord()
     /// Changes when a thread steps aside and the gate is closed.
     private let arrivals = WaitWord()
-    /// The processor of the host that whoever opens it runs on.
-    private let openingProcessor = Atomic<CInt>(-1)
-    private let expectation = Mutex(Expectation())
+    /// Of the threads that keep to the opener's processor of the host until they came through.
+    private let detours = Mutex<[HostThread.Detour]>([])
+    private let hasDetours = Atomic<Bool>(false)
 
-    private struct Expectation: Sendable {
-        /// Returns when the gate is about to open; nil once a thread has it, and when it is open.
-        var signal: (@Sendable () -> Void)?
-        /// Of that thread, and before it of all that may have become that; to be ended from the last one on.
-        var detours: [HostThread.Detour] = []
-    }
-
-    /// How long a thread stays awake for the gate to open. It takes a tenth of that; who needs longer, needs the processor more.
-    private static let awakeNanoseconds: Int64 = 300_000
     /// How long a thread that leaves its run is looked for before whoever waits sleeps.
     private static let lookingNanoseconds: Int64 = 200_000
 
@@ -65,10 +56,11 @@ final class ProcessorGate: Sendable {
                 {
                     entries.add(1)
                 }
+                if hasDetours.load(ordering: .acquiring) { endDetour() }
                 return true
             }
             stepAside(place)
-            if !awaitOpening(while: seen) { openings.wait(while: seen) }
+            openings.wait(while: seen)
             hasWaited = true
         }
     }
@@ -80,51 +72,39 @@ final class ProcessorGate: Sendable {
         if firstEntry.load(ordering: .sequentiallyConsistent) == 0 {
             entries.wait(while: seen, timeoutNanoseconds: 1_000_000)
         }
-        endExpectation()
+        endDetours()
         let time = firstEntry.load(ordering: .sequentiallyConsistent)
         return time == 0 ? nil : time
     }
 
-    /// The gate will open right after `signal` returns: one thread calls it, and stays awake from then on. A processor of the host that
-    /// sleeps takes tens of microseconds to wake up, and who opens the gate has no time to wake one.
-    /// - Parameter preferred: The threads here, by the kernel's numbers, if they are preferred: else that one would wait for others that are.
-    func expectOpening(preferred: [CInt], after signal: @escaping @Sendable () -> Void) {
-        openingProcessor.store(HostThread.currentProcessor, ordering: .relaxed)
-        expectation.withLock {
-            $0.detours = preferred.compactMap { HostThread.Detour(hastening: $0, .urgent) }
-            $0.signal = signal
+    /// The gate will open. Until they come through, the threads, by the kernel's numbers, keep to that processor of the host, the
+    /// opener's, and come before the opener: no other processor has to wake up for them.
+    func expectOpening(on processor: CInt, of threads: [CInt]) {
+        detours.withLock { detours in
+            hasDetours.store(true, ordering: .releasing)
+            for thread in threads where thread != 0 {
+                detours.append(HostThread.Detour(of: thread, to: processor, haste: .mostUrgent))
+            }
         }
-        openings.wakeOne()
     }
 
-    /// True when the gate was opened while the thread was awake for it; false when it is to sleep.
-    private func awaitOpening(while seen: UInt32) -> Bool {
-        guard expectation.withLock({ $0.signal != nil }) else { return false }
-        // Where the opener runs it would only be woken when that sleeps.
-        let haste = HostThread.Haste.mostUrgent.whereOthersHaveRoom
-        let detour = HostThread.Detour(around: [openingProcessor.load(ordering: .relaxed)], haste: haste)
-        let signal = expectation.withLock { expectation in
-            let signal = expectation.signal.take()
-            if signal != nil { expectation.detours.append(detour) }
-            return signal
+    /// The calling thread is through, and does not keep the processor from the opener: a guest may run for long.
+    private func endDetour() {
+        let thread = HostThread.currentIdentifier
+        let own = detours.withLock { detours in
+            detours.firstIndex { $0.thread == thread }.map { detours.remove(at: $0) }
         }
-        guard let signal else {
-            detour.end()
-            return false
-        }
-        signal()
-        if openings.stayAwake(while: seen, nanoseconds: Self.awakeNanoseconds) { return true }
-        endExpectation()
-        return false
+        own?.end()
     }
 
-    /// The opener does this, when the guest runs: it need not wait for that.
-    private func endExpectation() {
-        let detours = expectation.withLock { expectation in
-            defer { expectation = Expectation() }
-            return expectation.detours
+    /// Those that did not come through sleep on without.
+    private func endDetours() {
+        let left = detours.withLock { detours in
+            defer { detours = [] }
+            hasDetours.store(false, ordering: .relaxed)
+            return detours
         }
-        for detour in detours.reversed() { detour.end() }
+        for detour in left { detour.end() }
     }
 
     func close() { closed.store(true, ordering: .sequentiallyConsistent) }

@@ -39,11 +39,9 @@ extension VirtMachine {
     /// When the first processor ran after ``resume()``, CLOCK_MONOTONIC in nanoseconds; nil when none has within a millisecond.
     package func timeOfFirstInstruction() -> Int64? { gate.timeOfFirstEntry() }
 
-    /// ``resume()`` will follow right after `signal` returns, and is to be quick. ``timeOfFirstInstruction()`` is to be asked for after it.
-    /// - Parameter isPreferred: Whether the processors' threads are ``HostThread/Haste/preferred``.
-    package func expectResume(isPreferred: Bool = false, after signal: @escaping @Sendable () -> Void) {
-        gate.expectOpening(preferred: isPreferred ? processorThreadIdentifiers : [], after: signal)
-    }
+    /// ``resume()`` will follow, and the processors are to begin on that processor of the host, the caller's.
+    /// ``timeOfFirstInstruction()`` is to be asked for after it.
+    package func expectResume(on processor: CInt) { gate.expectOpening(on: processor, of: processorThreadIdentifiers) }
 
     /// Lets the guest run on from where it stands. No effect on a running guest.
     package func resume() throws(MachineError) {

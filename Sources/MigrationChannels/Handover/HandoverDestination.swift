@@ -11,10 +11,10 @@ package protocol HandoverReceiver: AnyObject {
     func adopt(_ control: HandoverState) throws
     /// Whether the guest will stand still for no more than its state takes: its memory need not be received.
     var isBrief: Bool { get }
-    /// The source is about to pause the guest, and waits until this has returned; `offer` returns when it has offered it. The guest is to run
-    /// soon after that. The calling thread is where it stays until then.
-    /// - Returns: Whether another thread calls `offer`, at once.
-    func expect(_ offer: @escaping @Sendable () -> Void) -> Bool
+    /// The source is about to pause the guest, and waits until this has returned. The calling thread is where it stays until the guest runs.
+    /// - Parameter processor: The processor of the host that all of the pause happens on, and that the guest is to go on on; nil where
+    ///   that is not known.
+    func expect(on processor: CInt?)
     /// Takes a part of the state of the paused guest, before the rest comes by ``load(_:)``; as that.
     func load(part: HandoverPart) throws
     /// Takes the state of the paused guest. Still nothing outside this process may be touched.
@@ -30,7 +30,7 @@ extension HandoverReceiver {
     package func adopt(_ control: HandoverState) throws {}
     package var isBrief: Bool { false }
     /// For a receiver whose version of the state has no parts.
-    package func expect(_ offer: @escaping @Sendable () -> Void) -> Bool { false }
+    package func expect(on processor: CInt?) {}
     package func load(part: HandoverPart) throws { try HandoverDestination.refusePart(part) }
     package var timeOfFirstInstruction: Int64? { nil }
 }
@@ -60,8 +60,8 @@ package struct HandoverDestination {
     /// The frame that tells of the offer; the word itself may have been first.
     private var hasReadOffer = false
     private var phase = HandoverPhase.greeting
-    /// Of the thread that waits for the pause.
-    private var urgency: HostThread.Detour?
+    /// Of the calling thread, from shortly before the pause on: it keeps to the source's processor of the host. Nil where it does not.
+    private var beside: HostThread.Detour?
     package private(set) var times = HandoverTimes()
 
     package init(
@@ -108,34 +108,28 @@ package struct HandoverDestination {
     /// Tells the source that it may pause the guest, and waits for the guest's state.
     /// - Parameters:
     ///   - load: Gets what comes ahead of the state.
-    ///   - expecting: Gets what waits for the offer, before the guest is paused.
-    ///   - isBrief: See ``HandoverReceiver/isBrief``. The calling thread is urgent from shortly before it waits for the pause.
+    ///   - expect: See ``HandoverReceiver/expect(on:)``.
+    ///   - isBrief: See ``HandoverReceiver/isBrief``.
     package mutating func receiveState(
-        part load: (HandoverPart) throws -> Void = refusePart,
-        expecting: (@escaping @Sendable () -> Void) -> Bool = { _ in false }, isBrief: Bool = false
+        part load: (HandoverPart) throws -> Void = refusePart, expect: (CInt?) -> Void = { _ in },
+        isBrief: Bool = false
     ) throws(HandoverError) -> HandoverState {
         try HandoverFrame(.ready).send(to: socket, deadline: patient)
         enter(.sending)
         let haste = (isBrief ? HostThread.Haste.urgent : .none).whereOthersHaveRoom
         let place = awaitSource()
-        // Before it goes where the guest runs, whose processors may be preferred.
-        urgency = HostThread.Detour(haste: haste)
-        let frame = try HostThread.away(from: place) { () throws(HandoverError) in
+        if isBrief, let place { goBeside(place, haste) }
+        let isBeside = beside != nil
+        // Elsewhere than the source, this thread stays awake.
+        let frame = try HostThread.away(from: isBeside ? -1 : place ?? -1) { () throws(HandoverError) in
             if let word {
-                let arrivals = WaitWord()
-                let isExpected = expecting {
-                    arrivals.add(1)
-                    word.awaitOffer()
-                }
-                if isExpected { _ = arrivals.stayAwake(while: 0, nanoseconds: HandoverFrame.awakeNanoseconds) }
+                expect(isBeside ? place : nil)
                 word.tellReadiness()
             }
-            var frame = try receive(isImminent: true)
-            // The processors stand still now. Until then they had to get past this thread, and now the source is not to.
-            urgency?.raise()
+            var frame = try receive(isImminent: !isBeside)
             while let part = try HandoverPart.take(frame) {
                 try asMachineError { try load(part) }
-                frame = try receive(isImminent: true)
+                frame = try receive(isImminent: !isBeside)
             }
             return frame
         }
@@ -145,13 +139,21 @@ package struct HandoverDestination {
         return state
     }
 
-    /// Waits until the source says which processor of the host it runs on, or sends something; not long. -1 when it did not say.
-    private func awaitSource() -> CInt {
+    /// Keeps the calling thread to the source's processor of the host, where it goes on when the source waits for it. So one processor
+    /// does all of the pause, without a wait for another one to wake up, which takes tens of microseconds and, where the host of
+    /// this host has others to serve, milliseconds.
+    private mutating func goBeside(_ place: CInt, _ haste: HostThread.Haste) {
+        let detour = HostThread.Detour(to: place, haste: haste)
+        if detour.isMoved { beside = detour } else { detour.end() }
+    }
+
+    /// Waits until the source says which processor of the host it runs on, or sends something; not long. Nil when it did not say.
+    private func awaitSource() -> CInt? {
         let end = monotonicNanoseconds() + OwnershipWord.placeNanosecondsMax
         while let word, word.sourceProcessor == nil, isNothingThere(before: end) {
             word.awaitSourceProcessor(nanoseconds: Self.lookingNanoseconds)
         }
-        return word?.sourceProcessor ?? -1
+        return word?.sourceProcessor
     }
 
     private func isNothingThere(before end: Int64) -> Bool {
@@ -173,9 +175,9 @@ package struct HandoverDestination {
         enter(.claiming)
         // The frame that tells of the offer comes after it, and whoever sends that may be behind the processor that the offer woke.
         let end = monotonicNanoseconds() + HandoverFrame.awakeNanoseconds
-        while owner == .source, isNothingThere(before: end) { sched_yield() }
+        while beside == nil, owner == .source, isNothingThere(before: end) { sched_yield() }
         if owner != .offered {
-            do throws(HandoverError) { _ = try receive(.offer, isImminent: true) } catch {
+            do throws(HandoverError) { _ = try receive(.offer, isImminent: beside == nil) } catch {
                 guard error.code == .peerGone else { throw error }
             }
             hasReadOffer = true
@@ -222,9 +224,9 @@ package struct HandoverDestination {
     private mutating func takeOver(_ receiver: any HandoverReceiver) throws(HandoverError) -> TakeoverOutcome {
         let control = try receiveControl()
         try asMachineError { try receiver.adopt(control) }
-        defer { urgency?.end() }
+        defer { beside?.end() }
         let state = try receiveState(
-            part: { try receiver.load(part: $0) }, expecting: receiver.expect, isBrief: receiver.isBrief)
+            part: { try receiver.load(part: $0) }, expect: receiver.expect(on:), isBrief: receiver.isBrief)
         try asMachineError { try receiver.load(state) }
         try claim()
         do { try receiver.run(times) } catch {

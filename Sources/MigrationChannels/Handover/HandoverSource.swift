@@ -162,6 +162,8 @@ package struct HandoverSource {
         var phase = HandoverPhase.greeting
         var isStopped = false
         var urgency: HostThread.Detour?
+        var place: HostThread.Detour?
+        defer { place?.end() }
         do throws(HandoverError) {
             let word = try OwnershipWord.made()
             try enter(.greeting, &phase)
@@ -182,6 +184,7 @@ package struct HandoverSource {
             if subject.isBrief { urgency = HostThread.Detour(haste: .urgent.whereOthersHaveRoom) }
             // Before the destination does the same on another processor: one of the two may be the guest's.
             subject.rehearse()
+            place = HostThread.Detour(to: HostThread.currentProcessor)
             word.tellProcessor()
             word.awaitReadiness()
             subject.expectPause()
@@ -219,8 +222,8 @@ package struct HandoverSource {
             }
             atStep(.releasing)
             urgency?.end()
-            // The guest runs on the processor of the host that was this thread's: see `ProcessorGate.expectOpening`.
-            HostThread.avoiding([HostThread.currentProcessor], subject.release)
+            place?.end()
+            subject.release()
             times.ended = monotonicNanoseconds()
             return .moved(times)
         } catch {

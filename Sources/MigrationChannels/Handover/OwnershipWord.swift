@@ -58,7 +58,7 @@ package final class OwnershipWord: Sendable {
         return number == 0 ? nil : CInt(clamping: number - 1)
     }
 
-    /// The source says which processor of the host the caller runs on.
+    /// The source says which processor of the host the caller runs on, and keeps to.
     package func tellProcessor() { place.store(UInt32(clamping: HostThread.currentProcessor) + 1) }
 
     /// The destination waits until the source says that, but not long: early programs never do.
@@ -75,11 +75,6 @@ package final class OwnershipWord: Sendable {
 
     /// What the word says; nil for a value that no side ever writes.
     package var owner: GuestOwner? { GuestOwner(rawValue: word.load()) }
-
-    /// Sleeps until the source has offered the guest, which wakes the caller; at most a minute.
-    package func awaitOffer() {
-        word.sleep(while: GuestOwner.source.rawValue, nanoseconds: 60_000_000_000)
-    }
 
     /// The source offers the guest. False if the word did not say `source`.
     package func offer() -> Bool { word.compareExchange(GuestOwner.source.rawValue, GuestOwner.offered.rawValue) }

@@ -168,17 +168,12 @@ final class UpgradeDestination: HandoverReceiver {
 
     var isBrief: Bool { memory == nil }
 
-    func expect(_ offer: @escaping @Sendable () -> Void) -> Bool {
-        guard let guest else { return false }
-        let willRun = description?.runState == .running
-        if willRun {
-            let isPreferred = supervisor?.upgradeEquipment?.preference.isOn == true
-            guest.machine.expectResume(isPreferred: isPreferred, after: offer)
-        }
+    func expect(on processor: CInt?) {
+        guard let guest else { return }
+        if let processor, description?.runState == .running { guest.machine.expectResume(on: processor) }
         // Once more what is sure to be part of the pause, for the caches of the processor that will do it.
         try? backends?.rehearseHandover()
         try? rehearseLoading(guest.components.filter { !$0.canGoAhead })
-        return willRun
     }
 
     func load(part: HandoverPart) throws {
