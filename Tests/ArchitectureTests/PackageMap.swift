@@ -56,7 +56,7 @@ struct PackageMap {
             "StockQEMU", "Supervisor", "sidestep", "ProcessTestKit",
             "PlatformDevices",  // the real-time clock reads the host's wall clock
             "VirtioDevices",  // a condition variable, which Synchronization lacks
-            "RISCVProcessor",  // memory for decoded code; the sleep of wfi
+            "RISCVProcessor",  // harts that wait for each other yield
             "MigrationEngine",  // gathered pieces (iovec), holes of a memfd, a condition to wait on; comparing memory
             "MigrationTestKit",  // threads of the scripted guest
         ],

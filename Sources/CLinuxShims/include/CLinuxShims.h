@@ -96,7 +96,7 @@ struct shim_processors {
 int shim_processor_count(void);
 /// Has the calling thread run on none of those processors, if there are others: true, and `before` says where it might run.
 int shim_avoid_processors(const int *processors, int count, struct shim_processors *before);
-/// Has the calling thread run on `processor` alone: true, and `before` says where it might run.
+/// Has a thread run on `processor` alone, if it may: true, and `before` says where it might run. Thread 0 is the calling one.
 int shim_keep_to_processor(int thread, int processor, struct shim_processors *before);
 /// Where a thread may run; 0 is the calling one.
 void shim_allow_processors(int thread, const struct shim_processors *processors);

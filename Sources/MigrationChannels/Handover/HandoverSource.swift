@@ -163,7 +163,6 @@ package struct HandoverSource {
         var isStopped = false
         var urgency: HostThread.Detour?
         var place: HostThread.Detour?
-        defer { place?.end() }
         do throws(HandoverError) {
             let word = try OwnershipWord.made()
             try enter(.greeting, &phase)
@@ -184,7 +183,8 @@ package struct HandoverSource {
             if subject.isBrief { urgency = HostThread.Detour(haste: .urgent.whereOthersHaveRoom) }
             // Before the destination does the same on another processor: one of the two may be the guest's.
             subject.rehearse()
-            place = HostThread.Detour(to: HostThread.currentProcessor)
+            // Threads that are made to send memory would keep to it too.
+            if subject.isBrief { place = HostThread.Detour(to: HostThread.currentProcessor) }
             word.tellProcessor()
             word.awaitReadiness()
             subject.expectPause()
@@ -228,6 +228,7 @@ package struct HandoverSource {
             return .moved(times)
         } catch {
             urgency?.end()
+            place?.end()
             var failure = error
             if failure.phase == nil { failure.phase = phase }
             guard isStopped else { return .stayed(failure) }
